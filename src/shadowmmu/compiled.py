@@ -1,0 +1,178 @@
+"""How kernels are compiled: two decorators, one cache, one interpreted mode.
+
+A *kernel* is a plain function over arrays and scalars. ``kernel`` marks entry points and every
+routine called as a function; ``inline`` marks building blocks that are folded into their callers.
+With ``NUMBA_DISABLE_JIT=1`` both return the function unchanged, so the same source runs interpreted
+on the same arrays: there is no second implementation to test the first against.
+
+Rules for kernels (each one learnt the hard way):
+
+- addresses, descriptors and table words are ``U64``; levels, indices and counters are ``I64``;
+  conversions are written out, because mixing them silently gives int64 or float64;
+- constants are module-level ``U64`` values; never shift by 64;
+- faults are returned values, never exceptions; kernels never allocate;
+- no closures and no functions as arguments: neither is found again in the disk cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = np.uint64
+I64 = np.int64
+
+Word: TypeAlias = np.uint64
+Words: TypeAlias = npt.NDArray[np.uint64]
+Counts: TypeAlias = npt.NDArray[np.int64]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+
+_PACKAGE = Path(__file__).parent
+_KERNEL_ROOMS = (
+    "arch",
+    "machine",
+    "pgtable",
+    "designs",
+    "host",
+    "kvm",
+    "guest",
+    "engine",
+    "verify",
+)
+_FINISHED = ".compiled"
+
+
+def _kernel_sources() -> list[Path]:
+    rooms = (path for room in _KERNEL_ROOMS for path in sorted((_PACKAGE / room).rglob("*.py")))
+    return [Path(__file__), *rooms]
+
+
+def kernel_fingerprint() -> str:
+    """Hash of every kernel source and of what else decides the machine code.
+
+    Numba does not notice an edited helper in another module, so the cache folder carries this name.
+    """
+    digest = hashlib.sha256()
+    for path in _kernel_sources():
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode())
+        digest.update(path.read_bytes())
+    for setting in ("NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_CPU_NAME"):
+        digest.update(os.environ.get(setting, "").encode())
+    digest.update(f"{sys.version}{np.__version__}".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Folder of the compiled kernels: ``$SHADOWMMU_CACHE`` or the user's cache directory."""
+    base = os.environ.get("SHADOWMMU_CACHE")
+    if base:
+        return Path(base) / kernel_fingerprint()
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "shadowmmu" / kernel_fingerprint()
+
+
+if INTERPRETED:
+
+    def kernel(function: Function) -> Function:
+        """Mark an entry point or routine; interpreted, so the function itself."""
+        return function
+
+    inline = kernel
+
+    def compilation_pending() -> bool:
+        """Nothing is ever compiled in this mode."""
+        return False
+
+    def compilation_finished() -> None:
+        """Nothing to remember in this mode."""
+
+else:
+    import numba
+
+    # Kernels never allocate, so they run without Numba's reference counting (``_nrt=False``): with
+    # it the same map costs six times as much. The option is private, hence the pinned Numba range.
+    _OPTIONS: dict[str, Any] = {
+        "cache": True,
+        "nogil": True,
+        "error_model": "numpy",
+        "_nrt": False,
+    }
+    _FOLDER = cache_folder()
+
+    def _compile(function: Function, **extra: Any) -> Function:
+        # The locator reads CACHE_DIR while decorating; restoring it leaves other users of Numba alone.
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(_FOLDER)
+        try:
+            outer = numba.njit(**_OPTIONS, **extra)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+        _serve_callers(outer, numba.njit(**{**_OPTIONS, "cache": False}, **extra)(function))
+        return outer  # type: ignore[no-any-return]
+
+    def _serve_callers(outer: Any, inner: Any) -> None:
+        """Let kernels that call ``outer`` take their code from ``inner``, made for being linked in.
+
+        Numba would optimise, translate and cache every routine on its own, and all that it calls again
+        in each caller: a call tree ten deep compiles ten times. ``inner`` is typed and lowered once for
+        all constants it is called with (as literals they would each be a specialisation), gets no
+        wrappers and no machine code; the routine that Python calls links it and optimises once. What
+        Python calls is ``outer``, whole. Leans on Numba's internals, hence the pinned range.
+        """
+        customize = inner._compiler._customize_flags
+
+        def no_machine_code(flags: Any) -> Any:
+            flags = customize(flags)
+            flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+            return flags
+
+        def lower_once(args: tuple[Any, ...]) -> None:
+            if args in inner.overloads:
+                return
+            result = inner._compiler.compile(args, None)
+            library = result.library
+            library._finalized = True  # its callees are linked where it is, once, not into it
+            needed = dict.fromkeys([library, *library._linking_libraries])
+            key = object()
+            result.target_context.insert_user_function(key, result.fndesc, list(needed))
+            inner.overloads[args] = result._replace(entry_point=key)
+
+        def template_for(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+            plain = tuple(numba.types.unliteral(a) for a in args)
+            return of_inner(plain, {k: numba.types.unliteral(a) for k, a in kws.items()})
+
+        of_inner = inner.get_call_template
+        inner._compiler._customize_flags = no_machine_code
+        inner.compile = lower_once
+        outer.get_call_template = template_for
+        outer.get_overload = inner.get_overload
+
+    def kernel(function: Function) -> Function:
+        """Mark an entry point or routine: compiled, cached on disk, called as a function."""
+        return _compile(function)
+
+    def inline(function: Function) -> Function:
+        """Mark a building block: compiled and folded into each caller."""
+        return _compile(function, forceinline=True)
+
+    def compilation_pending() -> bool:
+        """Whether no earlier process has finished a run with these kernels."""
+        return not (_FOLDER / _FINISHED).exists()
+
+    def compilation_finished() -> None:
+        """Remember that the kernels are on disk. A cache that cannot be written is not an error."""
+        try:
+            _FOLDER.mkdir(parents=True, exist_ok=True)
+            (_FOLDER / _FINISHED).touch()
+        except OSError:
+            pass

@@ -1,0 +1,110 @@
+"""The one interface, by number: which design answers is an integer tested here and nowhere else.
+
+(An integer test in one compiled routine is found again in the disk cache; a function passed as an
+argument would not be.)
+"""
+
+from __future__ import annotations
+
+from shadowmmu.compiled import I64, Word, kernel
+from shadowmmu.designs.interface import RBTREE_2024, REVERSE_TABLE, SPANNING, SWEEP
+from shadowmmu.designs.reverse_nodes import reverse_init
+from shadowmmu.designs.reverse_table import (
+    reverse_bytes,
+    reverse_covers,
+    reverse_entries,
+    reverse_forget,
+    reverse_forget_mmu,
+    reverse_record,
+    reverse_unmap,
+)
+from shadowmmu.designs.sweep import sweep_unmap
+from shadowmmu.machine.state import R_DESIGN, State
+
+
+@kernel
+def design_init(s: State, design: int) -> None:
+    """Plug in ``design``: an empty record for a machine whose MMUs exist and are empty."""
+    s.regs[R_DESIGN] = design
+    if design == REVERSE_TABLE:
+        reverse_init(s)
+
+
+@kernel
+def design_record(
+    s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word, level: int, word: Word
+) -> None:
+    """A shadow leaf was filled. mmu_lock is held for read; must not sleep."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        reverse_record(s, mmu, canonical_ipa, level, word)
+
+
+@kernel
+def design_forget(s: State, mmu: int, start: Word, end: Word) -> None:
+    """Leaves of nested [start, end) are about to go, for another reason than a notifier."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        reverse_forget(s, mmu, start, end)
+
+
+@kernel
+def design_forget_mmu(s: State, mmu: int) -> None:
+    """A whole shadow MMU is about to be wiped, for another reason than a notifier."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        reverse_forget_mmu(s, mmu)
+
+
+@kernel
+def design_unmap(s: State, start: Word, end: Word, may_block: bool, cause: int) -> int:
+    """Clear what maps canonical [start, end) in any shadow MMU; how many leaves went."""
+    design = I64(s.regs[R_DESIGN])
+    if design == SWEEP:
+        return sweep_unmap(s, may_block)
+    if design == REVERSE_TABLE:
+        return reverse_unmap(s, start, end, may_block)
+    return 0
+
+
+@kernel
+def design_covers(
+    s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word, level: int, word: Word
+) -> bool:
+    """Whether an unmap of any part of the leaf's canonical range would find it (invariant A3)."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        return reverse_covers(s, canonical_ipa, level, word)
+    return design == SWEEP
+
+
+@kernel
+def design_entries(s: State) -> int:
+    """How many leaves the record holds; -1 where the design keeps none."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        return reverse_entries(s)
+    return -1
+
+
+@kernel
+def design_bytes(s: State) -> int:
+    """Bytes of the record now, ``side`` apart."""
+    design = I64(s.regs[R_DESIGN])
+    if design == REVERSE_TABLE:
+        return reverse_bytes(s)
+    return 0
+
+
+__all__ = [
+    "RBTREE_2024",
+    "SPANNING",
+    "design_bytes",
+    "design_covers",
+    "design_entries",
+    "design_forget",
+    "design_forget_mmu",
+    "design_init",
+    "design_record",
+    "design_unmap",
+]

@@ -1,0 +1,221 @@
+"""The radix of ``reverse_table``: nodes, slots, and the chains that hold aliases.
+
+A node at level L stands where the page table has a table of that level: an entry covers what a level L
+entry covers. Leaves (level 3) are a word an entry; nodes above have a child word and a head word an
+entry, the head for a shadow *block* of that size. A word is 0, the index of one shadow descriptor, or,
+with bit 63, of a chain of them. All of it lives in ``State.rmap``; word 0 is never a node.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.machine.counters import NODES_ALLOCATED, NODES_FREED, NODES_VISITED
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable.context import CANONICAL, M_IA_BITS, context_regime
+
+RT_BUMP: Final = 0
+RT_ROOT: Final = 1
+RT_STAMP: Final = 2
+RT_FREE_LEAF: Final = 3
+RT_FREE_NODE: Final = 4
+RT_FREE_CHAIN: Final = 5
+RT_BYTES: Final = 6
+RT_ENTRIES: Final = 7
+RT_CHAINED: Final = 8
+RT_FLUSH_MMU: Final = 9
+RT_FLUSH_START: Final = 10
+RT_FLUSH_END: Final = 11
+RT_HEADER: Final = 16
+
+USED: Final = U64(0)
+PARENT: Final = U64(1)
+NODE_HEADER: Final = U64(2)
+CHAIN_WORDS: Final = 2
+
+CHAIN: Final = U64(1 << 63)
+ZERO: Final = U64(0)
+ONE: Final = U64(1)
+WORD_BYTES: Final = U64(8)
+
+RESERVE_LEVELS: Final = 3
+"""Nodes one record may add: a leaf, and two nodes on the way to it."""
+
+
+@inline
+def root_entries(s: State, r: Regime) -> Word:
+    """Entries of the root: the canonical start table's, concatenated ones included."""
+    return ONE << U64(I64(s.mmus[CANONICAL, M_IA_BITS]) - level_shift(r, r.start_level))
+
+
+@inline
+def node_entries(s: State, r: Regime, level: int) -> Word:
+    """Entries of a node at ``level``."""
+    return root_entries(s, r) if level == r.start_level else ONE << U64(r.stride)
+
+
+@inline
+def entry_index(r: Regime, level: int, canonical_ipa: Word) -> Word:
+    """Which entry of its ``level`` node covers ``canonical_ipa``."""
+    index = canonical_ipa >> U64(level_shift(r, level))
+    if level > r.start_level:
+        index &= (ONE << U64(r.stride)) - ONE
+    return index
+
+
+@inline
+def child_slot(node: Word, index: Word) -> Word:
+    """Where a node keeps its child; at level 3, where a leaf keeps its descriptor."""
+    return node + NODE_HEADER + index
+
+
+@inline
+def record_slot(s: State, r: Regime, node: Word, level: int, index: Word) -> Word:
+    """Where the record of a ``level`` leaf stands: the leaf word, or the head of a node above."""
+    slot = node + NODE_HEADER + index
+    if level < 3:
+        slot += node_entries(s, r, level)
+    return slot
+
+
+@kernel
+def take_node(s: State, words: Word, free_list: int) -> Word:
+    """A zeroed run of ``words`` words from its free list or the bump pointer."""
+    node = s.rmap[free_list]
+    if node != ZERO:
+        s.rmap[free_list] = s.rmap[node]
+        s.rmap[I64(node) : I64(node + words)] = ZERO
+    else:
+        node = s.rmap[RT_BUMP]
+        s.rmap[RT_BUMP] = node + words
+    s.rmap[RT_BYTES] += words * WORD_BYTES
+    s.count[NODES_ALLOCATED] += 1
+    return node
+
+
+@inline
+def give_node(s: State, node: Word, words: Word, free_list: int) -> None:
+    """Put a run of words on its free list."""
+    s.rmap[node] = s.rmap[free_list]
+    s.rmap[free_list] = node
+    s.rmap[RT_BYTES] -= words * WORD_BYTES
+    s.count[NODES_FREED] += 1
+
+
+@inline
+def node_words(r: Regime, level: int) -> Word:
+    """Words of a node below the root: a leaf has one an entry, others two."""
+    entries = ONE << U64(r.stride)
+    return NODE_HEADER + (entries if level == 3 else entries + entries)
+
+
+@kernel
+def reverse_init(s: State) -> None:
+    """Lay out the header and an empty root."""
+    r = context_regime(s, CANONICAL)
+    s.rmap[RT_BUMP] = U64(RT_HEADER)
+    entries = root_entries(s, r)
+    s.rmap[RT_ROOT] = take_node(s, NODE_HEADER + entries + entries, RT_FREE_NODE)
+
+
+@kernel
+def find_node(s: State, r: Regime, canonical_ipa: Word, level: int) -> Word:
+    """The node whose entries are ``level`` leaves around ``canonical_ipa``, or 0. O(levels)."""
+    node = s.rmap[RT_ROOT]
+    at = r.start_level
+    while at < level and node != ZERO:
+        s.count[NODES_VISITED] += 1
+        node = s.rmap[child_slot(node, entry_index(r, at, canonical_ipa))]
+        at += 1
+    return node
+
+
+@kernel
+def make_node(s: State, r: Regime, canonical_ipa: Word, level: int) -> Word:
+    """``find_node``, adding what is missing on the way. The caller made sure of the words."""
+    node = s.rmap[RT_ROOT]
+    at = r.start_level
+    while at < level:
+        s.count[NODES_VISITED] += 1
+        slot = child_slot(node, entry_index(r, at, canonical_ipa))
+        child = s.rmap[slot]
+        at += 1
+        if child == ZERO:
+            child = take_node(s, node_words(r, at), RT_FREE_LEAF if at == 3 else RT_FREE_NODE)
+            s.rmap[child + PARENT] = node
+            s.rmap[slot] = child
+            s.rmap[node + USED] += ONE
+        node = child
+    return node
+
+
+@kernel
+def drop_empty_nodes(s: State, r: Regime, node: Word, level: int, canonical_ipa: Word) -> None:
+    """Free ``node`` if nothing is left in it, and so on upwards to the root."""
+    while level > r.start_level and s.rmap[node + USED] == ZERO:
+        parent = s.rmap[node + PARENT]
+        give_node(s, node, node_words(r, level), RT_FREE_LEAF if level == 3 else RT_FREE_NODE)
+        level -= 1
+        s.rmap[child_slot(parent, entry_index(r, level, canonical_ipa))] = ZERO
+        s.rmap[parent + USED] -= ONE
+        node = parent
+
+
+@inline
+def chain_node(s: State, descriptor: Word, following: Word) -> Word:
+    """A new chain node in front of ``following``; the marked word that names it."""
+    node = take_node(s, U64(CHAIN_WORDS), RT_FREE_CHAIN)
+    s.rmap[node] = descriptor
+    s.rmap[node + ONE] = following
+    s.rmap[RT_CHAINED] += ONE
+    return node | CHAIN
+
+
+@inline
+def chain_pop(s: State, named: Word) -> tuple[Word, Word]:
+    """Free the first node of a chain: its descriptor, and the word that names the rest."""
+    node = named & ~CHAIN
+    descriptor = s.rmap[node]
+    following = s.rmap[node + ONE]
+    give_node(s, node, U64(CHAIN_WORDS), RT_FREE_CHAIN)
+    s.rmap[RT_CHAINED] -= ONE
+    return descriptor, following
+
+
+@kernel
+def link_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
+    """Add ``descriptor`` to what ``slot`` names; a second one makes a chain. O(1)."""
+    s.rmap[RT_ENTRIES] += ONE
+    named = s.rmap[slot]
+    if named == ZERO:
+        s.rmap[slot] = descriptor
+        s.rmap[node + USED] += ONE
+        return
+    if named & CHAIN == ZERO:
+        named = chain_node(s, named, ZERO)
+    s.rmap[slot] = chain_node(s, descriptor, named)
+
+
+@kernel
+def unlink_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
+    """Take ``descriptor`` off what ``slot`` names. O(aliases). Does nothing if it is not there."""
+    before = ZERO
+    named = s.rmap[slot]
+    while named & CHAIN != ZERO and s.rmap[named & ~CHAIN] != descriptor:
+        s.count[NODES_VISITED] += 1
+        before = named & ~CHAIN
+        named = s.rmap[before + ONE]
+    following = ZERO
+    if named & CHAIN != ZERO:
+        _gone, following = chain_pop(s, named)
+    elif named != descriptor:
+        return
+    if before == ZERO:
+        s.rmap[slot] = following
+    else:
+        s.rmap[before + ONE] = following
+    s.rmap[RT_ENTRIES] -= ONE
+    if s.rmap[slot] == ZERO:
+        s.rmap[node + USED] -= ONE

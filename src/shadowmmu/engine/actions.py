@@ -1,0 +1,304 @@
+"""What each kind of event does, one bounded step at a time.
+
+An action returns MORE while its event has steps left (``G_CURSOR`` counts them), else EVENT_DONE, or
+EVENT_STUCK when an access made no progress.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.arch.fault import EXECUTE, WRITE
+from shadowmmu.arch.registers import HCR_EL2
+from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
+from shadowmmu.events.schema import (
+    COLLAPSE,
+    DONTNEED,
+    HOST_WRITE,
+    HUGEPAGE,
+    IDLE,
+    LOG,
+    MAP_GUEST,
+    MERGEABLE,
+    MMAP,
+    MPROTECT,
+    MUNMAP,
+    NOHUGEPAGE,
+    PAGEOUT,
+    POKE,
+    SET_STAGE2,
+    SLOT,
+    TLBI,
+    TOUCH,
+    UNMAP_GUEST,
+    VM,
+)
+from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
+from shadowmmu.guest.hypervisor import answer_mailbox, l1_store, new_table, set_leaf, wake_l1
+from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
+from shadowmmu.guest.layout import (
+    G_CURSOR,
+    G_LEFT,
+    G_MEMORY,
+    G_ROOT,
+    G_STATUS,
+    L1_LOOP_PAGE,
+    L1_STACK_PAGE,
+    L1_START_PAGE,
+    MAILBOX_PAGE,
+    ONE,
+    RAM_BASE,
+    ZERO,
+)
+from shadowmmu.host.advise import (
+    plan_advise,
+    plan_collapse,
+    plan_idle,
+    plan_mprotect,
+    plan_pageout,
+)
+from shadowmmu.host.fault import plan_touch
+from shadowmmu.host.layout import (
+    GIGA_SIZE,
+    HUGE_SIZE,
+    HVA_BASE,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    R_RESUME,
+)
+from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap
+from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
+from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
+from shadowmmu.kvm.notifier import run_host_plan
+from shadowmmu.kvm.tlbi import handle_tlbi
+from shadowmmu.machine.log import HVC, observe
+from shadowmmu.machine.state import State
+
+MORE: Final = 0
+EVENT_DONE: Final = 1
+EVENT_STUCK: Final = 2
+
+HCR_VM: Final = HCR_EL2.mask("VM")
+VMID_SHIFT: Final = U64(48)
+LEVEL_1: Final = U64(1)
+LEVEL_2: Final = U64(2)
+# Columns of an event's operands; column 0 is its vCPU.
+A: Final = 1
+B: Final = 2
+C: Final = 3
+D: Final = 4
+E: Final = 5
+F: Final = 6
+
+
+@inline
+def leaf_size(level: Word) -> Word:
+    """Bytes of one leaf of L1's 4K-granule tables."""
+    if level == LEVEL_1:
+        return GIGA_SIZE
+    return HUGE_SIZE if level == LEVEL_2 else PAGE_SIZE
+
+
+@inline
+def host_address(canonical_ipa: Word) -> Word:
+    """The VMM's address of its guest's memory."""
+    return HVA_BASE + (canonical_ipa - RAM_BASE)
+
+
+@kernel
+def vmm_store(s: State, canonical_ipa: Word) -> None:
+    """The VMM stores to its own memory."""
+    steps = plan_touch(s, host_address(canonical_ipa), True)
+    if steps > 0:
+        run_host_plan(s, steps)
+
+
+@kernel
+def command_l1(s: State, vcpu: int) -> None:
+    """The VMM fills L1's mailbox and lets it run to the end of one command."""
+    vmm_store(s, MAILBOX_PAGE)
+    wake_l1(s, vcpu)
+
+
+@inline
+def set_stage2(s: State, vcpu: int, op: Words) -> int:
+    """L1 writes VTCR_EL2 and VTTBR_EL2, with a new root if none is given."""
+    root = op[A]
+    if root == ZERO:
+        root = new_table(s, vcpu)
+    s.regs[G_ROOT] = root
+    answer_mailbox(s, vcpu)
+    s.vcpus[vcpu, V_VTCR] = op[C]
+    s.vcpus[vcpu, V_VTTBR] = root | (op[B] << VMID_SHIFT)
+    return EVENT_DONE
+
+
+@inline
+def map_guest(s: State, vcpu: int, op: Words) -> int:
+    """L1 writes the next leaf of a run."""
+    size = leaf_size(op[D])
+    offset = s.regs[G_CURSOR] * size
+    if offset >= op[C]:
+        answer_mailbox(s, vcpu)
+        return EVENT_DONE
+    window = op[F] if op[F] != ZERO else op[C]
+    set_leaf(s, vcpu, s.regs[G_ROOT], op[A] + offset, op[B] + offset % window, I64(op[D]), op[E])
+    s.regs[G_CURSOR] += ONE
+    return MORE
+
+
+@inline
+def unmap_guest(s: State, vcpu: int, op: Words) -> int:
+    """L1 clears the next leaf of a run."""
+    offset = s.regs[G_CURSOR] * leaf_size(op[C])
+    if offset >= op[B]:
+        return EVENT_DONE
+    set_leaf(s, vcpu, s.regs[G_ROOT], op[A] + offset, ZERO, I64(op[C]), ZERO)
+    s.regs[G_CURSOR] += ONE
+    return MORE
+
+
+@kernel
+def touch(s: State, vcpu: int, op: Words) -> int:
+    """L2 makes its next access; enters before the first, leaves after the last or at a fault."""
+    done = s.regs[G_CURSOR]
+    if done == ZERO:
+        access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
+        access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
+        access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
+        enter_l2(s, vcpu)
+    outcome = DONE
+    if done < op[C]:
+        va = op[A] + done * op[B]
+        outcome = touch_once(s, vcpu, va, I64(op[D]), op[E], done == ZERO)
+        if outcome == DONE:
+            s.regs[G_CURSOR] = done + ONE
+            if done + ONE < op[C]:
+                return MORE
+            done += ONE
+    if outcome == DONE:
+        hypercall(s, vcpu, op[E])
+    leave_l2(s, vcpu)
+    answer_mailbox(s, vcpu)
+    s.regs[G_LEFT] = op[C] - done
+    s.regs[G_STATUS] = U64(outcome)
+    observe(
+        s,
+        HVC,
+        s.vcpus[vcpu, V_ESR],
+        s.vcpus[vcpu, V_FAR],
+        s.vcpus[vcpu, V_HPFAR],
+        s.vcpus[vcpu, V_ELR],
+        op[C] - done,
+    )
+    return EVENT_STUCK if outcome == STUCK else EVENT_DONE
+
+
+@kernel
+def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
+    """Commands of L1, and L2's run."""
+    if s.regs[G_CURSOR] == ZERO:
+        command_l1(s, vcpu)
+    if kind == TOUCH:
+        return touch(s, vcpu, op)
+    if kind == MAP_GUEST:
+        return map_guest(s, vcpu, op)
+    if kind == UNMAP_GUEST:
+        return unmap_guest(s, vcpu, op)
+    if kind == SET_STAGE2:
+        return set_stage2(s, vcpu, op)
+    if kind == TLBI:
+        handle_tlbi(s, vcpu, I64(op[A]), op[B])
+    elif kind == VM:
+        if op[A] != ZERO:
+            s.vcpus[vcpu, V_HCR] |= HCR_VM
+        else:
+            s.vcpus[vcpu, V_HCR] &= ~HCR_VM
+    elif kind == POKE:
+        l1_store(s, vcpu, op[A], op[B])
+    return EVENT_DONE
+
+
+@kernel
+def host_write(s: State, op: Words) -> int:
+    """The VMM stores to the next page of a range."""
+    offset = s.regs[G_CURSOR] * PAGE_SIZE
+    if offset >= op[B]:
+        return EVENT_DONE
+    vmm_store(s, op[A] + offset)
+    s.regs[G_CURSOR] += ONE
+    return MORE
+
+
+@inline
+def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
+    """Plan a memory-management call of the VMM: rows, or a negative errno."""
+    if kind == DONTNEED:
+        return plan_dontneed(s, hva, size)
+    if kind == MUNMAP:
+        return plan_munmap(s, hva, size)
+    if kind == MMAP:
+        return plan_mmap(s, hva, size)
+    if kind == MPROTECT:
+        return plan_mprotect(s, hva, size, prot)
+    if kind == COLLAPSE:
+        return plan_collapse(s, hva, size)
+    if kind == PAGEOUT:
+        return plan_pageout(s, hva, size)
+    if kind == HUGEPAGE:
+        return plan_advise(s, hva, size, MADV_HUGEPAGE)
+    if kind == NOHUGEPAGE:
+        return plan_advise(s, hva, size, MADV_NOHUGEPAGE)
+    if kind == MERGEABLE:
+        return plan_advise(s, hva, size, MADV_MERGEABLE)
+    return 0
+
+
+@kernel
+def host_action(s: State, kind: int, op: Words) -> int:
+    """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
+    if kind == HOST_WRITE:
+        return host_write(s, op)
+    start = host_address(op[A])
+    end = start + op[B]
+    if s.regs[G_CURSOR] != ZERO:
+        start = s.regs[G_CURSOR]
+    steps = plan_action(s, kind, start, end - start, op[C])
+    resume = s.regs[R_RESUME]
+    if steps > 0:
+        run_host_plan(s, steps)
+    if steps >= 0 and resume != ZERO:
+        s.regs[G_CURSOR] = resume
+        s.regs[R_RESUME] = ZERO
+        return MORE
+    return EVENT_DONE
+
+
+@inline
+def mark_idle(s: State, op: Words) -> int:
+    """The host marks the next page of a run idle."""
+    if s.regs[G_CURSOR] >= op[B]:
+        return EVENT_DONE
+    steps = plan_idle(s, host_address(op[A]) + (s.regs[G_CURSOR] << PAGE_SHIFT))
+    if steps > 0:
+        run_host_plan(s, steps)
+    s.regs[G_CURSOR] += ONE
+    return MORE
+
+
+@kernel
+def vm_action(s: State, kind: int, op: Words) -> int:
+    """What the VMM does to the VM: dirty logging, memslots, page idle."""
+    if kind == LOG:
+        set_dirty_logging(s, 0, op[A] != ZERO)
+    elif kind == SLOT:
+        if op[A] == ZERO:
+            delete_slot(s, 0)
+        else:
+            s.slots[0, S_SIZE] = s.regs[G_MEMORY]
+    elif kind == IDLE:
+        return mark_idle(s, op)
+    return EVENT_DONE

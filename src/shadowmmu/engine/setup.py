@@ -1,0 +1,141 @@
+"""Building the machine a scenario asks for: arrays, host memory, VM, vCPUs, L1 at its mailbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shadowmmu.arch.registers import HCR_EL2
+from shadowmmu.compiled import I64, Words, kernel
+from shadowmmu.designs.dispatch import design_init
+from shadowmmu.designs.interface import CATALOGUE, Design
+from shadowmmu.events.schema import Scenario
+from shadowmmu.guest.hypervisor import boot_l1
+from shadowmmu.guest.layout import G_MEMORY, L1_IMAGE_BYTES, RAM_BASE
+from shadowmmu.host.fault import plan_touch
+from shadowmmu.host.layout import HVA_BASE, PAGE_SIZE
+from shadowmmu.host.setup import host_arrays, host_setup
+from shadowmmu.kvm.layout import (
+    K_SLOTS,
+    NO_MMU,
+    S_BASE,
+    S_DIRTY_WORD,
+    S_HVA,
+    S_SIZE,
+    SLOT_COLUMNS,
+    V_HCR,
+    V_HW_MMU,
+    VCPU_COLUMNS,
+)
+from shadowmmu.kvm.notifier import run_host_plan
+from shadowmmu.kvm.pool import SHADOWS_PER_VCPU, init_shadow, load_canonical
+from shadowmmu.machine.state import (
+    R_FWB,
+    R_GHOST_ON,
+    R_LOG_ON,
+    R_NEXT_FRAME,
+    R_PA_BITS,
+    R_PAGE_SHIFT,
+    R_STRIDE,
+    R_TLBIRANGE,
+    REGISTERS,
+    State,
+    empty_counters,
+)
+from shadowmmu.pgtable.context import MMU_COLUMNS, R_SHADOWS, init_context
+
+HCR_VM = HCR_EL2["VM"].mask
+DEFAULT_VM_IPA_BITS = 40
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware and the host kernel are, apart from the scenario."""
+
+    ipa_limit_bits: int = 48
+    tlbirange: bool = True
+    fwb: bool = True
+    judged: bool = True
+    """Keep what the judge needs (births, deaths, refaults); costs time and memory."""
+    logged: bool = False
+    """Keep the observation log."""
+    frames: int = 1024
+    """Table frames to start with; the arrays double when they run out."""
+
+
+def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
+    """The machine of ``scenario`` with L1 waiting at its mailbox. KeyError for an unknown design."""
+    chosen = CATALOGUE[design]
+    state = _allocate(scenario, machine, chosen)
+    regs = state.regs
+    regs[R_PAGE_SHIFT] = 12
+    regs[R_STRIDE] = 9
+    regs[R_NEXT_FRAME] = 1
+    regs[R_PA_BITS] = machine.ipa_limit_bits
+    regs[R_TLBIRANGE] = machine.tlbirange
+    regs[R_FWB] = machine.fwb
+    regs[R_GHOST_ON] = machine.judged
+    regs[R_LOG_ON] = machine.logged
+    regs[R_SHADOWS] = SHADOWS_PER_VCPU * scenario.vcpus
+    regs[K_SLOTS] = 1
+    regs[G_MEMORY] = scenario.memory_bytes
+    state.slots[0, S_BASE] = RAM_BASE
+    state.slots[0, S_SIZE] = scenario.memory_bytes
+    state.slots[0, S_HVA] = HVA_BASE
+    state.slots[0, S_DIRTY_WORD] = 0
+    host_setup(state, scenario.memory_bytes, scenario.backing)
+    canonical_bits = min(scenario.vm_ipa_bits or DEFAULT_VM_IPA_BITS, machine.ipa_limit_bits)
+    start_vm(state, canonical_bits, machine.ipa_limit_bits, chosen.number)
+    return state
+
+
+def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
+    def words(*shape: int) -> Words:
+        return np.zeros(shape, np.uint64)
+
+    host = {name: words(*shape) for name, shape in host_arrays(scenario.memory_bytes).items()}
+    mem_words = machine.frames * 512
+    return State(
+        mem=words(mem_words),
+        frames=words(machine.frames, 4),
+        free=words(machine.frames),
+        content=host["content"],
+        regs=words(REGISTERS),
+        count=empty_counters(),
+        log=words(1024 if machine.logged else 1, 8),
+        mmus=words(SHADOWS_PER_VCPU * scenario.vcpus + 1, MMU_COLUMNS),
+        vcpus=words(scenario.vcpus, VCPU_COLUMNS),
+        slots=words(8, SLOT_COLUMNS),
+        vmas=host["vmas"],
+        hpte=host["hpte"],
+        hpmd=host["hpmd"],
+        plan=host["plan"],
+        dirty=words(scenario.memory_bytes // 4096 // 64 + 1),
+        rmap=words(1 << 16),
+        side=words(mem_words if design.uses_side else 1),
+        ghost=words(mem_words if machine.judged else 1),
+        graves=words(1 << 12 if machine.judged else 1),
+    )
+
+
+@kernel
+def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int) -> None:
+    """Create the stage-2 contexts, load the VMM's image of L1, and run L1 to its first command."""
+    init_context(s, 0, canonical_bits)
+    for mmu in range(1, I64(s.regs[R_SHADOWS]) + 1):
+        init_context(s, mmu, limit_bits)
+        init_shadow(s, mmu)
+    design_init(s, design)
+    for vcpu in range(len(s.vcpus)):
+        s.vcpus[vcpu, V_HW_MMU] = NO_MMU
+        s.vcpus[vcpu, V_HCR] = HCR_VM
+        load_canonical(s, vcpu)
+    hva = HVA_BASE
+    while hva < HVA_BASE + L1_IMAGE_BYTES:
+        run_host_plan(s, plan_touch(s, hva, True))
+        hva += PAGE_SIZE
+    boot_l1(s, 0)
+
+
+__all__ = ["Machine", "build_state", "start_vm"]

@@ -1,0 +1,114 @@
+"""The loop that executes events.
+
+Each event is a run of small steps; before each the loop makes sure that every array has room for the
+worst that step can need, and otherwise stops and says which one to double. It resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import I64, U64, Words, inline, kernel
+from shadowmmu.engine.actions import (
+    EVENT_DONE,
+    EVENT_STUCK,
+    MORE,
+    guest_action,
+    host_action,
+    vm_action,
+)
+from shadowmmu.events.schema import (
+    DONTNEED,
+    DUMP,
+    GETLOG,
+    IDLEGET,
+    MARK,
+    MPROTECT,
+    PAGEMAP,
+    PEEK,
+)
+from shadowmmu.guest.layout import G_CURSOR, ZERO
+from shadowmmu.host.setup import host_reserve
+from shadowmmu.machine.frames import frames_left
+from shadowmmu.machine.log import ROWS_PER_STEP
+from shadowmmu.machine.state import (
+    R_DESIGN,
+    R_EVENT,
+    R_GHOST_ON,
+    R_GRAVES,
+    R_LOG_ON,
+    R_LOG_TOP,
+    State,
+)
+
+FINISHED: Final = 0
+NEEDS_FRAMES: Final = 1
+NEEDS_HOST: Final = 2
+NEEDS_RECORD: Final = 3
+NEEDS_LOG: Final = 4
+NEEDS_GRAVES: Final = 5
+OBSERVE: Final = 6
+STOPPED: Final = 7
+
+FRAMES_PER_STEP: Final = 64
+"""Table frames one step may take: a few canonical and shadow maps, and content for L1's tables."""
+RECORD_WORDS_PER_STEP: Final = 16384
+"""Words of a design's record one step may take (its own reserve constants are below this)."""
+
+
+@inline
+def room(s: State) -> int:
+    """FINISHED if every array has room for a step, else what to grow."""
+    if frames_left(s) < FRAMES_PER_STEP:
+        return NEEDS_FRAMES
+    if not host_reserve(s):
+        return NEEDS_HOST
+    if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < RECORD_WORDS_PER_STEP:
+        return NEEDS_RECORD
+    if s.regs[R_LOG_ON] != ZERO and I64(s.regs[R_LOG_TOP]) + ROWS_PER_STEP > len(s.log):
+        return NEEDS_LOG
+    if s.regs[R_GHOST_ON] != ZERO and 2 * I64(s.regs[R_GRAVES]) + 1024 > len(s.graves):
+        return NEEDS_GRAVES
+    return FINISHED
+
+
+@inline
+def observation(kind: int) -> bool:
+    """Whether Python must look before the loop goes on."""
+    return kind == DUMP or kind == PAGEMAP or kind == GETLOG or kind == IDLEGET or kind == PEEK
+
+
+@kernel
+def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -> int:
+    """Execute events ``start`` up to ``stop``; why it stopped. ``R_EVENT`` says where.
+
+    ``operands`` has seven columns: the vCPU, then a..f. An observation stops the loop after the event.
+    """
+    i = start
+    while i < stop:
+        s.regs[R_EVENT] = U64(i)
+        wanted = room(s)
+        if wanted != FINISHED:
+            return wanted
+        kind = I64(kinds[i])
+        vcpu = I64(operands[i, 0])
+        outcome = EVENT_DONE
+        if kind == MARK or observation(kind):
+            outcome = EVENT_DONE
+        elif kind < DONTNEED:
+            outcome = guest_action(s, kind, vcpu, operands[i])
+        elif kind <= MPROTECT:
+            outcome = host_action(s, kind, operands[i])
+        else:
+            outcome = vm_action(s, kind, operands[i])
+        if outcome == MORE:
+            continue
+        s.regs[G_CURSOR] = ZERO
+        if outcome == EVENT_STUCK:
+            return STOPPED
+        i += 1
+        s.regs[R_EVENT] = U64(i)
+        if observation(kind):
+            return OBSERVE
+    return FINISHED
+

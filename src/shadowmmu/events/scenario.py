@@ -1,0 +1,385 @@
+"""The parser of the scenario language: a script in, a ``Scenario`` out, or a ``ScenarioError``.
+
+The language is the one that the real-kernel rig runs (``docs/scenario-language.md``), so the same file is an
+input of the model and of the kernel. What the rig would silently misread is refused here. State that the
+rig keeps between lines is folded into the events: VTCR_EL2 into SET_STAGE2, L2's code address into TOUCH.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from shadowmmu.events import schema
+from shadowmmu.events.commands import COMMANDS, MOST_BYTES, MOST_VCPUS, Command
+from shadowmmu.events.schema import (
+    CANONICAL_RAM,
+    CODE_CANONICAL,
+    CODE_NESTED,
+    EventTable,
+    Scenario,
+)
+from shadowmmu.events.words import (
+    ScenarioError,
+    WordError,
+    attributes,
+    number,
+    protection,
+)
+
+PAGE = 4096
+LEAF_SIZE = {1: 1 << 30, 2: 1 << 21, 3: 1 << 12}
+"""Bytes of one guest stage-2 leaf by level (4K granule)."""
+
+ADDRESS_BITS = 48
+"""Widest output address of L1's descriptors as the rig writes them."""
+
+LEAST_MEMORY = 2 << 20
+"""L1's image, stack, mailbox and first tables need this much."""
+
+DEFAULT_MEMORY = 64 << 20
+
+_OPERATIONS = {"r": schema.READ, "w": schema.WRITE, "x": schema.EXECUTE}
+_ALIGNMENT = {schema.READ: 8, schema.WRITE: 8, schema.EXECUTE: 4}
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_BACKINGS = ("base", "thp", "huge")
+
+
+class _Reader:
+    """State between lines: the machine described so far, and what the rig remembers."""
+
+    def __init__(self) -> None:
+        self.table = EventTable()
+        self.labels: dict[str, int] = {}
+        self.memory = DEFAULT_MEMORY
+        self.vcpus = 1
+        self.backing = ""
+        self.e2h0 = False
+        self.vm_ipa_bits = 0
+        self.rooted = False
+        self.ended = False
+        self.vtcr = schema.DEFAULT_VTCR
+        self.code = CODE_NESTED
+        self.line = 0
+        self.text = ""
+
+    def line_read(self, line_number: int, line: str) -> None:
+        """Read one line. Raises WordError and leaves the scenario unusable."""
+        words = line.replace("\t", " ").split(" ")
+        words = [word for word in words if word]
+        if not words or words[0].startswith("#"):
+            return
+        self.line, self.text = line_number, line
+        command = COMMANDS.get(words[0])
+        if command is None:
+            raise WordError(words[0], "a command of the scenario language")
+        self._in_order(command)
+        operands = words[1:]
+        if len(operands) > command.most and not command.free_text:
+            raise WordError(operands[command.most], f"nothing more: {command.usage}")
+        if len(operands) < command.required:
+            raise WordError(line.strip(), command.usage)
+        operands += ["0"] * (command.most - len(operands))
+        handler = _HANDLERS.get(command.name, _skip)
+        handler(self, command, operands, len(words) - 1)
+
+    def _in_order(self, command: Command) -> None:
+        if command.when == "kernel":
+            raise WordError(command.name, "a command that the model can run: this run needs a real kernel")
+        started = bool(self.backing)
+        if command.when in ("before", "start") and started:
+            raise WordError(command.name, "an event: the machine is described before 'start', once")
+        if command.when in ("after", "root") and not started:
+            raise WordError(command.name, "'start' first")
+        if command.when == "root" and not self.rooted:
+            raise WordError(command.name, "'s2' first: L1 has no stage-2 table to write")
+
+    def add(self, kind: int, *operands: int) -> None:
+        """Append an event of the current line."""
+        self.table.append(kind, *operands, line=self.line)
+
+    def label(self, text: str) -> int:
+        """Index of a label, new or known."""
+        return self.labels.setdefault(text, len(self.labels))
+
+    def canonical_range(self, canonical_ipa: str, size: str) -> tuple[int, int]:
+        """A page-aligned, non-empty range inside the VM's memory."""
+        at, length = _page_aligned(canonical_ipa, "a canonical IPA"), _page_aligned(size, "a size")
+        end = CANONICAL_RAM + self.memory
+        if not length:
+            raise WordError(size, "a size above 0")
+        if at < CANONICAL_RAM or at + length > end:
+            raise WordError(canonical_ipa, f"a range inside the memory {CANONICAL_RAM:#x}-{end:#x}")
+        return at, length
+
+
+def _page_aligned(word: str, what: str) -> int:
+    value = number(word, what)
+    if value % PAGE:
+        raise WordError(word, f"{what} aligned to {PAGE}")
+    return value
+
+
+def _flag(word: str) -> int:
+    if word not in ("0", "1"):
+        raise WordError(word, "0 or 1")
+    return int(word)
+
+
+def _skip(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    """A line for the host's tracing only."""
+
+
+def _quit(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.ended = True
+
+
+def _mem(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    size = _page_aligned(words[0], "a memory size")
+    if not LEAST_MEMORY <= size < 1 << ADDRESS_BITS:
+        raise WordError(words[0], f"a memory size from 2M to below {1 << ADDRESS_BITS:#x}")
+    reader.memory = size
+
+
+def _vcpus(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    count = number(words[0], "a number of vCPUs")
+    if not 1 <= count <= MOST_VCPUS:
+        raise WordError(words[0], f"1 to {MOST_VCPUS} vCPUs")
+    reader.vcpus = count
+
+
+def _start(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if words[0] not in _BACKINGS:
+        raise WordError(words[0], "base, thp or huge")
+    if words[0] == "huge" and reader.memory % LEAF_SIZE[2]:
+        raise WordError(words[0], "a memory size that is a multiple of 2M for huge pages")
+    bits = number(words[2], "a number of IPA bits")
+    if bits and not 32 <= bits <= 52:
+        raise WordError(words[2], "0 or 32 to 52 IPA bits")
+    if CANONICAL_RAM + reader.memory > 1 << (bits or schema.DEFAULT_VM_IPA_BITS):
+        raise WordError(words[2], "IPA bits that reach the end of the memory")
+    e2h0 = bool(_flag(words[1]))
+    reader.backing, reader.e2h0, reader.vm_ipa_bits = words[0], e2h0, bits
+
+
+def _vtcr(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.vtcr = number(words[0], "a value of VTCR_EL2")
+
+
+def _code_address(word: str) -> int:
+    nested_ipa = _page_aligned(word, "a nested IPA")
+    if nested_ipa >> ADDRESS_BITS:
+        raise WordError(word, f"a nested IPA below {1 << ADDRESS_BITS:#x}")
+    return nested_ipa
+
+
+def _codeat(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.code = _code_address(words[0])
+
+
+def _code(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.code = _code_address(words[0]) if given else CODE_NESTED
+    reader.add(schema.MAP_GUEST, reader.code, CODE_CANONICAL, PAGE, 3, attributes("rx"), 0)
+
+
+def _s2(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    root = 0 if words[0] == "new" else _page_aligned(words[0], "'new' or the canonical IPA of a root table")
+    vmid = number(words[1], "a VMID")
+    if vmid >> 16:
+        raise WordError(words[1], "a VMID of 16 bits")
+    if root and not CANONICAL_RAM <= root < CANONICAL_RAM + reader.memory:
+        raise WordError(words[0], "a root table inside the memory")
+    reader.add(schema.SET_STAGE2, root, vmid, reader.vtcr)
+    reader.rooted = True
+
+
+def _leaf_size(word: str) -> tuple[int, int]:
+    level = number(word, "a level")
+    if level not in LEAF_SIZE:
+        raise WordError(word, "a level, 1 to 3")
+    return level, LEAF_SIZE[level]
+
+
+def _leaf_aligned(word: str, what: str, leaf: int) -> int:
+    value = number(word, what)
+    if value % leaf:
+        raise WordError(word, f"{what} aligned to the leaf size {leaf:#x}")
+    return value
+
+
+def _leaves(address: str, what: str, size: str, leaf: int) -> tuple[int, int]:
+    start, length = _leaf_aligned(address, what, leaf), _leaf_aligned(size, "a size", leaf)
+    if not length:
+        raise WordError(size, "a size above 0")
+    if start + length > 1 << ADDRESS_BITS:
+        raise WordError(address, f"a range below {1 << ADDRESS_BITS:#x}")
+    return start, length
+
+
+def _map(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    level, leaf = _leaf_size(words[3])
+    nested_ipa, size = _leaves(words[0], "a nested IPA", words[2], leaf)
+    canonical_ipa = _leaf_aligned(words[1], "a canonical IPA", leaf)
+    bits = attributes(words[4])
+    window = _leaf_aligned(words[5], "a window", leaf)
+    if canonical_ipa + min(size, window or size) > 1 << ADDRESS_BITS:
+        raise WordError(words[1], f"a range below {1 << ADDRESS_BITS:#x}")
+    reader.add(schema.MAP_GUEST, nested_ipa, canonical_ipa, size, level, bits, window)
+
+
+def _unmap(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    level, leaf = _leaf_size(words[2])
+    nested_ipa, size = _leaves(words[0], "a nested IPA", words[1], leaf)
+    reader.add(schema.UNMAP_GUEST, nested_ipa, size, level)
+
+
+def _touch(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    operation = _OPERATIONS.get(words[0])
+    if operation is None:
+        raise WordError(words[0], "r, w or x")
+    aligned = _ALIGNMENT[operation]
+    va, stride = number(words[1], "a VA"), number(words[2], "a stride")
+    for word, value in ((words[1], va), (words[2], stride)):
+        if value % aligned:
+            raise WordError(word, f"a VA and a stride aligned to {aligned}: L2 runs with its stage 1 off")
+    count = number(words[3], "a count") if given > 3 else 1
+    if count and va + stride * (count - 1) >= 1 << 64:
+        raise WordError(words[1], "accesses below 2^64")
+    reader.add(schema.TOUCH, va, stride, count, operation, reader.code)
+
+
+def _tlbi(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    kind = number(words[0], "a TLBI kind")
+    if kind > 8:
+        raise WordError(words[0], "a TLBI kind, 0 to 8")
+    reader.add(schema.TLBI, kind, number(words[1], "an operand value"))
+
+
+def _switch(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, _flag(words[0]))
+
+
+def _bare(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind)
+
+
+def _word_access(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    canonical_ipa = number(words[0], "a canonical IPA")
+    if canonical_ipa % 8 or canonical_ipa >> ADDRESS_BITS:
+        raise WordError(words[0], f"a canonical IPA aligned to 8, below {1 << ADDRESS_BITS:#x}")
+    if command.kind == schema.POKE:
+        reader.add(command.kind, canonical_ipa, number(words[1], "a value"))
+    else:
+        reader.add(command.kind, canonical_ipa)
+
+
+def _host_range(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, *reader.canonical_range(words[0], words[1]))
+
+
+def _mprotect(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, *reader.canonical_range(words[0], words[1]), protection(words[2]))
+
+
+def _pages(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    pages = number(words[1], "a number of pages")
+    canonical_ipa, _ = reader.canonical_range(words[0], str(pages * PAGE) if pages < 1 << 40 else words[1])
+    reader.add(command.kind, canonical_ipa, pages)
+
+
+def _dump(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if given > 1 and words[1] != "n":
+        raise WordError(words[1], "n (shadow MMUs only) or nothing")
+    reader.add(schema.DUMP, reader.label(words[0]), int(given > 1))
+
+
+def _mark(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    text = reader.text.strip(" \t")[len("mark") :]
+    reader.add(schema.MARK, reader.label(text.strip(" \t")))
+
+
+_Handler = Callable[[_Reader, Command, list[str], int], None]
+_HANDLERS: dict[str, _Handler] = {
+    **{name: _host_range for name, command in COMMANDS.items() if command.kind in schema.HOST_RANGE_KINDS},
+    "quit": _quit,
+    "mem": _mem,
+    "vcpus": _vcpus,
+    "start": _start,
+    "vtcr": _vtcr,
+    "codeat": _codeat,
+    "code": _code,
+    "s2": _s2,
+    "map": _map,
+    "unmap": _unmap,
+    "touch": _touch,
+    "tlbi": _tlbi,
+    "poke": _word_access,
+    "peek": _word_access,
+    "dump": _dump,
+    "mark": _mark,
+    **dict.fromkeys(("vm", "log", "slot"), _switch),
+    **dict.fromkeys(("nop", "getlog"), _bare),
+    **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
+    "mprotect": _mprotect,
+}
+
+
+def parse_scenario(text: str, name: str, path: str = "") -> Scenario:
+    """Read a whole script; O(length). ``name`` names the scenario, ``path`` its file in messages.
+
+    Raises ScenarioError for the first line that is not of the language or out of order, for a script
+    without ``start``, and for a line the rig could not read (longer than 510 bytes, control characters).
+    """
+    where = path or name
+    lines = tuple(text.split("\n"))
+    reader = _Reader()
+    for line_number, line in enumerate(lines, 1):
+        try:
+            _readable(line)
+            reader.line_read(line_number, line)
+        except WordError as error:
+            raise ScenarioError(where, line_number, line, error.read, error.expected) from None
+        if reader.ended:
+            break
+    if not reader.backing:
+        raise ScenarioError(where, len(lines), lines[-1], "end of the script", "'start'")
+    return Scenario(
+        name=name,
+        memory_bytes=reader.memory,
+        events=reader.table.finish(),
+        vcpus=reader.vcpus,
+        backing=reader.backing,
+        e2h0=reader.e2h0,
+        vm_ipa_bits=reader.vm_ipa_bits,
+        labels=tuple(reader.labels),
+        path=path,
+        lines=lines,
+    )
+
+
+def _readable(line: str) -> None:
+    for character in line:
+        if character != "\t" and _UNPRINTABLE.match(character):
+            raise WordError(character, "printable text, blanks and tabs")
+    if len(line.encode()) > MOST_BYTES:
+        raise WordError(line[:20] + "...", f"a line of at most {MOST_BYTES} bytes")
+
+
+def read_scenario(path: str | Path) -> Scenario:
+    """Read a script from a file, or from standard input if ``path`` is ``-``.
+
+    Raises OSError if the file cannot be read, ScenarioError if it is no scenario.
+    """
+    if str(path) == "-":
+        content, shown, name = sys.stdin.buffer.read(), "<stdin>", "stdin"
+    else:
+        content, shown, name = Path(path).read_bytes(), str(path), Path(path).name.removesuffix(".scenario")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line_number = content.count(b"\n", 0, error.start) + 1
+        line = content.split(b"\n")[line_number - 1].decode(errors="replace")
+        raise ScenarioError(shown, line_number, line, line[:40], "UTF-8 text") from None
+    return parse_scenario(text, name, shown)

@@ -1,0 +1,77 @@
+"""Scenarios written back as scripts: for messages, and to run a generated scenario on the real kernel."""
+
+from __future__ import annotations
+
+from shadowmmu.events import schema
+from shadowmmu.events.commands import HOST_COMMAND
+from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCR, Scenario
+from shadowmmu.events.words import attribute_letters, protection_letters, size_word
+
+_SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
+_PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
+_BARE = {schema.NOP: "nop", schema.GETLOG: "getlog"}
+
+
+def format_event(scenario: Scenario, index: int) -> str:
+    """Event ``index`` as a line of the scenario language (without newline).
+
+    What the language keeps between lines (VTCR_EL2 of ``s2``, the code address of ``touch``) is not shown;
+    ``write_script`` adds it. Raises IndexError, and ValueError for an event the language cannot say.
+    """
+    row = scenario.events[index]
+    kind = int(row["kind"])
+    a, b, c, d, e, f = (int(row[letter]) for letter in schema.OPERANDS)
+    if kind in HOST_COMMAND:
+        return f"{HOST_COMMAND[kind]} {a:#x} {size_word(b)}"
+    if kind in _SWITCHES:
+        return f"{_SWITCHES[kind]} {a}"
+    if kind in _PAGES:
+        return f"{_PAGES[kind]} {a:#x} {b}"
+    if kind in _BARE:
+        return _BARE[kind]
+    if kind == schema.SET_STAGE2:
+        return f"s2 {a:#x} {b}" if a else f"s2 new {b}"
+    if kind == schema.MAP_GUEST:
+        window = f" {size_word(f)}" if f else ""
+        return f"map {a:#x} {b:#x} {size_word(c)} {d} {attribute_letters(e)}{window}"
+    if kind == schema.UNMAP_GUEST:
+        return f"unmap {a:#x} {size_word(b)} {c}"
+    if kind == schema.TOUCH:
+        return f"touch {'rwx'[d]} {a:#x} {b} {c}"
+    if kind == schema.TLBI:
+        return f"tlbi {a} {b:#x}"
+    if kind == schema.POKE:
+        return f"poke {a:#x} {b:#x}"
+    if kind == schema.PEEK:
+        return f"peek {a:#x}"
+    if kind == schema.MPROTECT:
+        return f"mprotect {a:#x} {size_word(b)} {protection_letters(c)}"
+    if kind == schema.DUMP:
+        return f"dump {scenario.label(index)}{' n' if b else ''}"
+    if kind == schema.MARK:
+        return f"mark {scenario.label(index)}".rstrip(" ")
+    raise ValueError(f"event {index} has the unknown kind {kind}")
+
+
+def write_script(scenario: Scenario) -> str:
+    """The whole scenario as a script, which ``parse_scenario`` reads back as the same events; O(events).
+
+    A HOST_WRITE is written as ``write``, also where the script it came from had ``ret``. Raises ValueError
+    if an event cannot be said in the language.
+    """
+    lines = [f"mem {scenario.memory_bytes}"]
+    if scenario.vcpus != 1:
+        lines.append(f"vcpus {scenario.vcpus}")
+    lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
+    vtcr, code = DEFAULT_VTCR, CODE_NESTED
+    events = scenario.events
+    columns = (events["kind"].tolist(), events["c"].tolist(), events["e"].tolist())
+    for index, (kind, c, e) in enumerate(zip(*columns, strict=True)):
+        if kind == schema.SET_STAGE2 and c != vtcr:
+            vtcr = c
+            lines.append(f"vtcr {vtcr:#x}")
+        if kind == schema.TOUCH and e != code:
+            code = e
+            lines.append(f"codeat {code:#x}")
+        lines.append(format_event(scenario, index))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,88 @@
+"""What a virtual CPU does with one access: translate it, abort to EL2 if it must, try again.
+
+Source: Arm ARM D8.15 (stage-2 aborts), and the rig's VMM for what leaves the kernel: an -EFAULT exit
+makes it all of the guest's memory writable again, a missing memslot is MMIO and is answered.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.arch.fault import NONE, PERMISSION, WRITE, abort_syndrome, fault_status
+from shadowmmu.arch.stage2 import output_address, stage2_permits, stage2_walk
+from shadowmmu.compiled import U64, Word, kernel
+from shadowmmu.guest.layout import REGISTER_LOAD, REGISTER_STORE, ZERO
+from shadowmmu.host.layout import HVA_BASE, PAGE_SHIFT, R_PAGES, VM_READ, VM_WRITE
+from shadowmmu.host.advise import plan_mprotect
+from shadowmmu.kvm.fault import Abort, handle_guest_abort
+from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
+from shadowmmu.kvm.notifier import run_host_plan
+from shadowmmu.kvm.pool import hw_mmu
+from shadowmmu.machine.log import ERROR, observe
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable.context import M_ROOT, context_regime
+
+DONE: Final = 100
+STUCK: Final = 101
+TRIES: Final = 64
+"""Retries after which an access counts as making no progress (invariant A14)."""
+PAGE_MASK: Final = ~U64(0xFFF)
+MAPS_NOTHING: Final = ZERO
+
+
+@kernel
+def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
+    """One attempt at ``ipa`` (stage 1 is off, so it is the VA too): DONE, RESUME after an abort, or the exit."""
+    mmu = hw_mmu(s, vcpu)
+    r = context_regime(s, mmu)
+    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], ipa)
+    kind = walk.fault
+    if kind == NONE:
+        if stage2_permits(walk.descriptor, access):
+            return DONE
+        kind = PERMISSION
+    register = REGISTER_STORE if access == WRITE else REGISTER_LOAD
+    esr = abort_syndrome(access, register, fault_status(kind, walk.level))
+    outcome = handle_guest_abort(
+        s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level)
+    )
+    if outcome == EFAULT_EXIT:
+        return vmm_makes_writable(s)
+    if outcome == MMIO_EXIT:
+        return DONE
+    return outcome
+
+
+@kernel
+def vmm_makes_writable(s: State) -> int:
+    """The VMM's answer to an -EFAULT exit: mprotect all its memory read-write, run the vCPU again."""
+    observe(s, ERROR, ZERO, ZERO, ZERO, ZERO, ZERO)
+    size = s.regs[R_PAGES] << PAGE_SHIFT
+    steps = plan_mprotect(s, HVA_BASE, size, VM_READ | VM_WRITE)
+    if steps < 0:
+        return STUCK
+    run_host_plan(s, steps)
+    return RESUME
+
+
+@kernel
+def access_until_done(s: State, vcpu: int, ipa: Word, access: int) -> int:
+    """Repeat an access until it is done, injected, or out of tries (STUCK)."""
+    for _attempt in range(TRIES):
+        outcome = try_access(s, vcpu, ipa, access, ipa)
+        if outcome != RESUME:
+            return outcome
+    return STUCK
+
+
+@kernel
+def l1_address(s: State, vcpu: int, canonical_ipa: Word, access: int) -> Word:
+    """Physical address behind one of L1's own, after the access that makes it so; 0 if there is none."""
+    if access_until_done(s, vcpu, canonical_ipa, access) != DONE:
+        return MAPS_NOTHING
+    mmu = hw_mmu(s, vcpu)
+    r = context_regime(s, mmu)
+    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], canonical_ipa)
+    if walk.fault != NONE:
+        return MAPS_NOTHING  # answered as MMIO
+    return output_address(r, walk.descriptor, walk.level, canonical_ipa)

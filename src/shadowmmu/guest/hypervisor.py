@@ -1,0 +1,117 @@
+"""L1 at work: it boots, makes stage-2 tables, writes and clears leaves in them.
+
+Every load and store goes through the canonical stage 2, so it may fault and be backed like any other
+access of the guest. Tables are 4K granule, levels 1 to 3, taken one page at a time from a pool.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.arch.fault import EXECUTE, READ, WRITE
+from shadowmmu.arch.stage2 import OA_BITS, TABLE_TYPE
+from shadowmmu.compiled import U64, Word, kernel
+from shadowmmu.guest.cpu import access_until_done, l1_address
+from shadowmmu.guest.layout import (
+    G_POOL,
+    L1_LOOP_PAGE,
+    L1_STACK_PAGE,
+    L1_START_PAGE,
+    L2_CODE_PAGE,
+    MAILBOX_PAGE,
+    TABLE_POOL,
+    ZERO,
+)
+from shadowmmu.host.layout import PAGE_SIZE
+from shadowmmu.machine.frames import read_memory, write_memory
+from shadowmmu.machine.state import State
+
+NINE: Final = U64(9)
+THREE: Final = U64(3)
+INDEX: Final = U64(511)
+PAGE_TYPE: Final = U64(3)
+BLOCK_TYPE: Final = U64(1)
+TOP_SHIFT: Final = U64(30)
+FIRST_LEVEL: Final = 1
+WORD_BYTES: Final = U64(8)
+
+
+@kernel
+def boot_l1(s: State, vcpu: int) -> None:
+    """L1's start: fetch its two pages, use its stack, copy L2's payload, look at the mailbox."""
+    s.regs[G_POOL] = TABLE_POOL
+    access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
+    access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
+    access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
+    access_until_done(s, vcpu, L2_CODE_PAGE, WRITE)
+    access_until_done(s, vcpu, MAILBOX_PAGE, READ)
+
+
+@kernel
+def wake_l1(s: State, vcpu: int) -> None:
+    """L1 takes its next command: its loop runs and reads the mailbox."""
+    access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
+    access_until_done(s, vcpu, MAILBOX_PAGE, READ)
+
+
+@kernel
+def answer_mailbox(s: State, vcpu: int) -> None:
+    """L1 stores the result of a command in its mailbox."""
+    access_until_done(s, vcpu, MAILBOX_PAGE, WRITE)
+
+
+@kernel
+def l1_store(s: State, vcpu: int, canonical_ipa: Word, value: Word) -> None:
+    """Store 8 bytes of L1's memory; lost where nothing backs it."""
+    pa = l1_address(s, vcpu, canonical_ipa, WRITE)
+    if pa != ZERO:
+        write_memory(s, pa, value)
+
+
+@kernel
+def l1_load(s: State, vcpu: int, canonical_ipa: Word) -> Word:
+    """Load 8 bytes of L1's memory; zero where nothing backs it."""
+    pa = l1_address(s, vcpu, canonical_ipa, READ)
+    return read_memory(s, pa) if pa != ZERO else ZERO
+
+
+@kernel
+def new_table(s: State, vcpu: int) -> Word:
+    """A zeroed page from L1's pool, whose next page L1 keeps beside its code."""
+    access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
+    table = s.regs[G_POOL]
+    s.regs[G_POOL] = table + PAGE_SIZE
+    pa = l1_address(s, vcpu, table, WRITE)
+    if pa != ZERO:
+        for i in range(512):
+            if read_memory(s, pa + U64(i) * WORD_BYTES) != ZERO:
+                write_memory(s, pa + U64(i) * WORD_BYTES, ZERO)
+    return table
+
+
+@kernel
+def set_leaf(
+    s: State, vcpu: int, root: Word, nested_ipa: Word, canonical_ipa: Word, level: int, attributes: Word
+) -> None:
+    """Write the ``level`` leaf of ``nested_ipa``; ``attributes`` 0 clears it (and adds no tables).
+
+    No TLBI: that is a command of its own.
+    """
+    table = root
+    shift = TOP_SHIFT
+    at = FIRST_LEVEL
+    while at < level:
+        entry = table + (((nested_ipa >> shift) & INDEX) << THREE)
+        descriptor = l1_load(s, vcpu, entry)
+        if descriptor & TABLE_TYPE != TABLE_TYPE:
+            if attributes == ZERO:
+                return
+            descriptor = new_table(s, vcpu) | TABLE_TYPE
+            l1_store(s, vcpu, entry, descriptor)
+        table = descriptor & OA_BITS
+        shift -= NINE
+        at += 1
+    value = ZERO
+    if attributes != ZERO:
+        value = canonical_ipa | attributes | (PAGE_TYPE if level == 3 else BLOCK_TYPE)
+    l1_store(s, vcpu, table + (((nested_ipa >> shift) & INDEX) << THREE), value)

@@ -1,0 +1,53 @@
+"""L2: a loop that touches addresses, run under the shadow stage 2.
+
+Every round fetches its code, then makes its access. When L0 resumes it after an abort it starts the
+instruction again, fetch included, because the code page may have gone with the rest.
+"""
+
+from __future__ import annotations
+
+from shadowmmu.arch.fault import EXECUTE, WRITE
+from shadowmmu.compiled import Word, kernel
+from shadowmmu.guest.cpu import DONE, STUCK, TRIES, try_access
+from shadowmmu.guest.layout import ESR_HVC, PC_AFTER_HVC, PC_LOAD, PC_STORE
+from shadowmmu.kvm.layout import RESUME, V_ELR, V_ESR
+from shadowmmu.kvm.pool import load_canonical, load_shadow
+from shadowmmu.machine.state import State
+
+
+@kernel
+def enter_l2(s: State, vcpu: int) -> None:
+    """L1 executes ERET to L2: L0 loads the shadow MMU of L1's VTTBR."""
+    load_shadow(s, vcpu)
+
+
+@kernel
+def leave_l2(s: State, vcpu: int) -> None:
+    """L2 is left for virtual EL2: an injected fault, or its HVC."""
+    load_canonical(s, vcpu)
+
+
+@kernel
+def touch_once(s: State, vcpu: int, va: Word, access: int, code_ipa: Word, first: bool) -> int:
+    """One access of L2 at ``va``: DONE, INJECTED (L1 must look), or STUCK."""
+    pc = code_ipa
+    if not first:
+        pc = code_ipa + (PC_STORE if access == WRITE else PC_LOAD)
+    for _attempt in range(TRIES):
+        outcome = try_access(s, vcpu, pc, EXECUTE, pc)
+        if outcome == RESUME:
+            continue
+        if outcome != DONE:
+            return outcome
+        pc = code_ipa + (PC_STORE if access == WRITE else PC_LOAD)
+        outcome = try_access(s, vcpu, va, access, va if access == EXECUTE else pc)
+        if outcome != RESUME:
+            return outcome
+    return STUCK
+
+
+@kernel
+def hypercall(s: State, vcpu: int, code_ipa: Word) -> None:
+    """L2's final HVC, as L1 sees it."""
+    s.vcpus[vcpu, V_ESR] = ESR_HVC
+    s.vcpus[vcpu, V_ELR] = code_ipa + PC_AFTER_HVC

@@ -1,0 +1,36 @@
+"""L1's memory map in canonical IPA, as the rig lays it out, and the guest's registers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import U64
+from shadowmmu.machine.state import R_GUEST
+
+RAM_BASE: Final = U64(0x4000_0000)
+L1_START_PAGE: Final = U64(0x4000_0000)
+L1_LOOP_PAGE: Final = U64(0x4000_1000)
+L1_STACK_PAGE: Final = U64(0x4003_F000)
+L2_CODE_PAGE: Final = U64(0x4005_0000)
+MAILBOX_PAGE: Final = U64(0x4006_0000)
+TABLE_POOL: Final = U64(0x4010_0000)
+L1_IMAGE_BYTES: Final = U64(0x2000)
+
+# Registers: what L1 remembers, and how far the event under way has come.
+G_POOL: Final = R_GUEST
+G_ROOT: Final = R_GUEST + 1
+G_CURSOR: Final = R_GUEST + 2
+G_LEFT: Final = R_GUEST + 3
+G_STATUS: Final = R_GUEST + 4
+G_MEMORY: Final = R_GUEST + 5
+
+# Where in L2's code page its load, its store and its final HVC stand.
+PC_LOAD: Final = U64(0x18)
+PC_STORE: Final = U64(0x24)
+PC_AFTER_HVC: Final = U64(0x40)
+REGISTER_LOAD: Final = 5
+REGISTER_STORE: Final = 4
+ESR_HVC: Final = U64(0x5A00_0000)
+
+ZERO: Final = U64(0)
+ONE: Final = U64(1)

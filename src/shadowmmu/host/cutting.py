@@ -1,0 +1,135 @@
+"""What operations on VMAs share: checking a range, cutting with its notifier, changing flags and merging."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import U64, kernel
+from shadowmmu.host.layout import (
+    HUGE_MASK,
+    HUGE_SIZE,
+    NO_ROWS,
+    ONE,
+    ONE_ROW,
+    PAGE_MASK,
+    PAGE_SIZE,
+    R_DRAFT_CHANGED,
+    TWO_ROWS,
+    V_END,
+    V_FLAGS,
+    V_START,
+    VM_HUGETLB,
+    ZERO,
+)
+from shadowmmu.host.steps import COMMIT_VMAS, SPLIT, put, put_end, put_start
+from shadowmmu.host.tables import populated
+from shadowmmu.host.vma import adopt_anon, anon_agree, can_merge, cut, delete_rows
+from shadowmmu.machine.state import State, Word
+
+ADDRESS_LIMIT: Final = U64(1 << 56)
+"""No range may end above: user addresses of arm64 end well below."""
+
+
+@kernel
+def range_end(hva: Word, size: Word) -> Word:
+    """End of [hva, hva + size) rounded up to pages, 0 if ``hva`` is off the page grid or it is too long."""
+    if hva & PAGE_MASK != hva or hva >= ADDRESS_LIMIT or size >= ADDRESS_LIMIT:
+        return ZERO
+    return (hva + size + PAGE_SIZE - ONE) & PAGE_MASK
+
+
+@kernel
+def hugetlb_cut(s: State, row: int, hva: Word) -> bool:
+    """Whether cutting the draft's VMA ``row`` at ``hva`` is refused: hugetlb, off the 2M grid, inside."""
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO or hva & HUGE_MASK == hva:
+        return False
+    return bool(s.vmas[row, V_START] < hva and hva < s.vmas[row, V_END])
+
+
+@kernel
+def put_split(s: State, rows: int, row: int, hva: Word) -> int:
+    """The notifier and the split where VMA ``row`` of the draft is about to end or begin at ``hva``.
+
+    Only if ``hva`` lies inside a 2M that is wholly in the VMA and something in its 1G was ever mapped;
+    then whatever maps the 2M, base pages too. Mirrors ``split_huge_pmd_if_needed`` and
+    ``__split_huge_pmd`` (runs 11 and random/*).
+    """
+    block = hva & HUGE_MASK
+    if hva == block or block < s.vmas[row, V_START] or block + HUGE_SIZE > s.vmas[row, V_END]:
+        return rows
+    if not populated(s, block):
+        return rows
+    rows = put_start(s, rows, block, block + HUGE_SIZE)
+    rows = put(s, rows, SPLIT, block, ZERO, ZERO)
+    return put_end(s, rows, block, block + HUGE_SIZE)
+
+
+@kernel
+def plan_cut(s: State, rows: int, row: int, hva: Word) -> int:
+    """Cut the draft's VMA ``row`` at ``hva``, which lies inside it (``__split_vma``)."""
+    rows = put_split(s, rows, row, hva)
+    cut(s, row, hva)
+    return rows
+
+
+@kernel
+def move_border(s: State, below: int, hva: Word) -> None:
+    """Let the draft's VMA ``below`` end, and the next begin, at ``hva``; both share their anon_vma."""
+    s.vmas[below, V_END] = hva
+    s.vmas[below + 1, V_START] = hva
+
+
+@kernel
+def plan_modify(s: State, rows: int, row: int, start: Word, end: Word, flags: Word) -> int:
+    """Give [start, end), a part of the draft's VMA ``row``, new ``flags``: merge if it can be, else cut.
+
+    Mirrors ``vma_modify`` with ``vma_merge_existing_range``; a part that merges moves a border, which
+    splits like a cut.
+    """
+    at_start = s.vmas[row, V_START] == start
+    at_end = s.vmas[row, V_END] == end
+    left = at_start and can_merge(s, row, row - 1, flags)
+    right = at_end and can_merge(s, row, row + 1, flags)
+    if left and right and not anon_agree(s, row - 1, row + 1):
+        right = False
+    s.regs[R_DRAFT_CHANGED] = ONE
+    if left:
+        adopt_anon(s, row - 1, row)
+    elif right:
+        adopt_anon(s, row + 1, row)
+    if left and right:
+        adopt_anon(s, row - 1, row + 1)
+        s.vmas[row - 1, V_END] = s.vmas[row + 1, V_END]
+        delete_rows(s, row, TWO_ROWS)
+    elif left and at_end:
+        s.vmas[row - 1, V_END] = end
+        delete_rows(s, row, ONE_ROW)
+    elif left:
+        rows = put_split(s, rows, row, end)
+        move_border(s, row - 1, end)
+    elif right and at_start:
+        s.vmas[row + 1, V_START] = start
+        delete_rows(s, row, ONE_ROW)
+    elif right:
+        rows = put_split(s, rows, row, start)
+        move_border(s, row, start)
+    else:
+        if not at_start:
+            rows = plan_cut(s, rows, row, start)
+            row += 1
+        if not at_end:
+            rows = plan_cut(s, rows, row, end)
+        s.vmas[row, V_FLAGS] = flags
+    return rows
+
+
+@kernel
+def close_plan(s: State, rows: int) -> int:
+    """Fill the first row, kept free for it, with the commit of the draft: the plan's number of rows.
+
+    0 when the draft was not changed: then nothing else was planned either.
+    """
+    if s.regs[R_DRAFT_CHANGED] == ZERO:
+        return 0
+    put(s, NO_ROWS, COMMIT_VMAS, ZERO, ZERO, ZERO)
+    return rows

@@ -1,0 +1,145 @@
+"""Sizing and first state of the host's arrays; Python level, called between operations."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.host.layout import (
+    GIGA_SIZE,
+    HUGE_SIZE,
+    HVA_BASE,
+    ONE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PAGES_PER_HUGE,
+    R_HUGE_ZERO,
+    R_HUGES,
+    R_NEXT_ANON,
+    R_PAGES,
+    R_PLAN_BASE,
+    R_VMAS,
+    R_ZERO_PAGE,
+    V_ANON,
+    V_END,
+    V_FLAGS,
+    V_START,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_READ,
+    VM_WRITE,
+    VMA_COLUMNS,
+    ZERO,
+)
+from shadowmmu.machine.state import DATA_BASE, R_NEXT_DATA, R_PAGE_SHIFT, State, grow
+
+Backing = Literal["base", "thp", "huge"]
+
+ADVISED: Final = {"base": VM_NOHUGEPAGE, "thp": VM_HUGEPAGE, "huge": VM_HUGETLB}
+
+ZERO_FRAMES: Final = 2 * PAGES_PER_HUGE
+"""Data frames that setup hands out at most: the huge zero page (aligned) and the zero page."""
+
+FRAMES_PER_STEP: Final = 2 * PAGES_PER_HUGE
+"""Data frames one step takes at most: a huge page and the frames lost to its alignment."""
+
+VMAS_PER_PLAN: Final = 2
+"""VMAs one operation adds at most: it cuts at two places."""
+
+ROWS_PER_VMA: Final = 12
+"""Plan rows one operation writes for each VMA it meets, at most."""
+
+ROWS_PER_PLAN: Final = 64
+"""Plan rows needed whatever the number of VMAs."""
+
+
+def host_arrays(memory_bytes: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays that belong to this room, for a VMM with ``memory_bytes`` of RAM.
+
+    ``content`` is sized for every page once, the zero pages and one more step: memory that is taken
+    away and faulted in again takes fresh frames, so it grows in a long run (``host_grow``).
+    """
+    pages = -(-memory_bytes // int(PAGE_SIZE))
+    huges = -(-memory_bytes // int(HUGE_SIZE))
+    gigas = -(-memory_bytes // int(GIGA_SIZE))
+    return {
+        "vmas": (256, VMA_COLUMNS),
+        "hpte": (huges * PAGES_PER_HUGE,),
+        "hpmd": (huges + gigas,),
+        "plan": (128 * ROWS_PER_VMA + ROWS_PER_PLAN, 4),
+        "content": (max(pages, huges * PAGES_PER_HUGE) + ZERO_FRAMES + FRAMES_PER_STEP,),
+    }
+
+
+def host_setup(state: State, memory_bytes: int, backing: Backing) -> None:
+    """Map the VMM's RAM as the rig's VMM does: one mapping at ``HVA_BASE``, advised as ``backing`` says.
+
+    ``base``: MADV_NOHUGEPAGE, ``thp``: MADV_HUGEPAGE, ``huge``: hugetlb pages of 2M. Nothing is
+    populated. Raises ValueError for an unknown backing, a size that is not whole pages (2M with
+    ``huge``), arrays smaller than ``host_arrays`` or a page size of the machine that is not 4K.
+    """
+    if backing not in ADVISED:
+        raise ValueError(f"backing {backing!r}: choose one of {', '.join(ADVISED)}")
+    unit = int(HUGE_SIZE if backing == "huge" else PAGE_SIZE)
+    if memory_bytes <= 0 or memory_bytes % unit:
+        raise ValueError(f"memory of {memory_bytes} bytes is not a multiple of {unit}")
+    if int(state.regs[R_PAGE_SHIFT]) != int(PAGE_SHIFT):
+        raise ValueError("the host's memory manager has pages of 4K: set R_PAGE_SHIFT to 12")
+    wanted = host_arrays(memory_bytes)
+    for name in ("hpte", "hpmd", "content"):
+        if getattr(state, name).shape[0] < wanted[name][0]:
+            raise ValueError(f"array {name} has fewer than {wanted[name][0]} words")
+    regs = state.regs
+    regs[R_PAGES] = U64(memory_bytes >> 12)
+    regs[R_HUGES] = U64(wanted["hpte"][0] // PAGES_PER_HUGE)
+    regs[R_NEXT_ANON] = ONE
+    first = -(-int(regs[R_NEXT_DATA]) // PAGES_PER_HUGE) * PAGES_PER_HUGE
+    regs[R_HUGE_ZERO] = U64(int(DATA_BASE) + (first << 12))
+    regs[R_ZERO_PAGE] = U64(int(DATA_BASE) + ((first + PAGES_PER_HUGE) << 12))
+    regs[R_NEXT_DATA] = U64(first + PAGES_PER_HUGE + 1)
+    regs[R_VMAS] = ONE
+    state.vmas[0, V_START] = HVA_BASE
+    state.vmas[0, V_END] = U64(int(HVA_BASE) + memory_bytes)
+    state.vmas[0, V_FLAGS] = VM_READ | VM_WRITE | VM_NORESERVE | ADVISED[backing]
+    state.vmas[0, V_ANON] = ZERO
+
+
+@kernel
+def vmas_fit(s: State) -> bool:
+    """Whether one more operation's VMAs fit ``vmas`` and their draft."""
+    return bool(I64(s.regs[R_VMAS]) + VMAS_PER_PLAN <= len(s.vmas) // 2)
+
+
+@kernel
+def plan_fits(s: State) -> bool:
+    """Whether one more operation's steps fit ``plan``."""
+    rows = (I64(s.regs[R_VMAS]) + VMAS_PER_PLAN) * ROWS_PER_VMA + ROWS_PER_PLAN
+    return bool(I64(s.regs[R_PLAN_BASE]) + rows <= len(s.plan))
+
+
+@kernel
+def frames_fit(s: State) -> bool:
+    """Whether ``content`` has a word for every data frame that one more step may take."""
+    return bool(I64(s.regs[R_NEXT_DATA]) + FRAMES_PER_STEP <= len(s.content))
+
+
+@kernel
+def host_reserve(s: State) -> bool:
+    """Whether one more operation surely fits the arrays; if not, ``host_grow`` first. O(1)."""
+    return vmas_fit(s) and plan_fits(s) and frames_fit(s)
+
+
+def host_grow(state: State) -> State:
+    """A state in which one more operation fits. Not while a plan is under way.
+
+    Raises MemoryError where the machine has no room: nothing is changed then.
+    """
+    while not vmas_fit(state):
+        state = grow(state, "vmas")
+    while not plan_fits(state):
+        state = grow(state, "plan")
+    while not frames_fit(state):
+        state = grow(state, "content")
+    return state

@@ -1,0 +1,73 @@
+"""Memslots: windows of canonical IPA onto the VMM's memory, and the dirty bitmap of each.
+
+Mirrors ``gfn_to_memslot`` and ``mark_page_dirty`` of Linux 7.3.4 ``virt/kvm/kvm_main.c``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.kvm.layout import (
+    K_SLOTS,
+    ONE,
+    S_BASE,
+    S_DIRTY_WORD,
+    S_FLAGS,
+    S_HVA,
+    S_SIZE,
+    SLOT_LOG_DIRTY,
+    ZERO,
+)
+from shadowmmu.machine.state import R_PAGE_SHIFT, State
+
+NO_SLOT: Final = -1
+WORD_SHIFT: Final = U64(6)
+BIT_MASK: Final = U64(63)
+
+
+@inline
+def find_slot(s: State, canonical_ipa: Word) -> int:
+    """The memslot that holds ``canonical_ipa``, or NO_SLOT. O(slots)."""
+    for slot in range(I64(s.regs[K_SLOTS])):
+        base = s.slots[slot, S_BASE]
+        if base <= canonical_ipa and canonical_ipa - base < s.slots[slot, S_SIZE]:
+            return slot
+    return NO_SLOT
+
+
+@inline
+def slot_hva(s: State, slot: int, canonical_ipa: Word) -> Word:
+    """The VMM's address of ``canonical_ipa`` in ``slot``."""
+    return s.slots[slot, S_HVA] + (canonical_ipa - s.slots[slot, S_BASE])
+
+
+@inline
+def slot_logs(s: State, slot: int) -> bool:
+    """Whether dirty logging is on for ``slot``."""
+    return s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO
+
+
+@inline
+def huge_mapping_fits(s: State, slot: int, hva: Word, size: Word) -> bool:
+    """Whether a block of ``size`` around ``hva`` may be mapped.
+
+    Mirrors ``fault_supports_stage2_huge_mapping``: base and user address agree modulo the size, and the
+    aligned block lies inside the slot.
+    """
+    inside = size - ONE
+    start = s.slots[slot, S_HVA]
+    if s.slots[slot, S_BASE] & inside != start & inside:
+        return False
+    block = hva & ~inside
+    return block >= start and block + size <= start + s.slots[slot, S_SIZE]
+
+
+@kernel
+def mark_dirty(s: State, slot: int, canonical_ipa: Word) -> None:
+    """Set the page's bit in the slot's bitmap, if it logs. Mirrors ``mark_page_dirty_in_slot``."""
+    if not slot_logs(s, slot):
+        return
+    page = (canonical_ipa - s.slots[slot, S_BASE]) >> s.regs[R_PAGE_SHIFT]
+    word = s.slots[slot, S_DIRTY_WORD] + (page >> WORD_SHIFT)
+    s.dirty[word] |= ONE << (page & BIT_MASK)

@@ -1,0 +1,165 @@
+"""L1's TLBIs, trapped and carried out on the shadow MMUs.
+
+Mirrors Linux 7.3.4 ``handle_ipas2e1is``, ``handle_ripas2e1is``, ``handle_vmalls12e1is``,
+``handle_alle1is``, ``handle_tlbi_el1`` (``sys_regs.c``) and ``compute_tlb_inval_range``,
+``get_guest_mapping_ttl`` (``nested.c``). Leaf-only forms act like the full ones, local forms like the
+broadcast ones.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.arch.regime import SHIFT_4K, TG0_MASK, TG0_SHIFT, granule_shift
+from shadowmmu.arch.stage2 import VALID
+from shadowmmu.arch.tlbi import ipas2_address, ipas2_ttl, ripas2_range, ttl_size
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.dispatch import design_forget
+from shadowmmu.kvm.layout import ONE, V_VTTBR, ZERO
+from shadowmmu.kvm.pool import VMID_SHIFT, wipe_shadow
+from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
+from shadowmmu.machine.counters import TLBI_STAGE1, TLBIS_TRAPPED
+from shadowmmu.machine.log import ERROR, TLBI, observe
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable.attributes import GUEST_LEVEL, GUEST_LEVEL_SHIFT, find_entry
+from shadowmmu.pgtable.context import (
+    M_VTCR,
+    M_VTTBR,
+    input_size,
+    shadow_mmus,
+    shadow_valid,
+)
+from shadowmmu.pgtable.unmap import unmap_range
+
+# The forms the laboratory's L1 can execute, numbered as the scenario language does.
+IPAS2E1IS: Final = 0
+IPAS2LE1IS: Final = 1
+RIPAS2E1IS: Final = 2
+RIPAS2LE1IS: Final = 3
+VMALLS12E1IS: Final = 4
+ALLE1IS: Final = 5
+VMALLE1IS: Final = 6
+IPAS2E1: Final = 7
+VMALLS12E1: Final = 8
+
+NAMES: Final = (
+    "IPAS2E1IS",
+    "IPAS2LE1IS",
+    "RIPAS2E1IS",
+    "RIPAS2LE1IS",
+    "VMALLS12E1IS",
+    "ALLE1IS",
+    "VMALLE1IS",
+    "IPAS2E1",
+    "VMALLS12E1",
+)
+
+
+@inline
+def same_vmid(s: State, mmu: int, vcpu: int) -> bool:
+    """Whether a valid shadow MMU carries the VMID in the vCPU's VTTBR now."""
+    vmid = s.vcpus[vcpu, V_VTTBR] >> VMID_SHIFT
+    return shadow_valid(s, mmu) and s.mmus[mmu, M_VTTBR] >> VMID_SHIFT == vmid
+
+
+@inline
+def level_size(page_shift: int, level: int) -> Word:
+    """Bytes of a guest leaf; 0 where KVM accepts none of that level. Source: ``ttl_to_size``."""
+    if level < 1 or level > 3 or (level == 1 and page_shift != SHIFT_4K):
+        return ZERO
+    return ONE << U64(page_shift + (page_shift - 3) * (3 - level))
+
+
+@inline
+def widest_size(page_shift: int) -> Word:
+    """What is unmapped when nothing bounds the TLBI: the largest block of the guest's granule."""
+    return level_size(page_shift, 1 if page_shift == SHIFT_4K else 2)
+
+
+@kernel
+def tagged_size(s: State, mmu: int, nested_ipa: Word, page_shift: int) -> Word:
+    """Size of L1's leaf at ``nested_ipa`` as the shadow's level tag tells; 0 where it does not.
+
+    Mirrors ``get_guest_mapping_ttl``: the first leaf found at the address aligned to each size of the
+    guest's granule, smallest first, whose tag is not 0 and whose span reaches the address.
+    """
+    first = 2 if page_shift != SHIFT_4K else 1
+    level = 3
+    while level >= first:
+        aligned = nested_ipa & ~(level_size(page_shift, level) - ONE)
+        level -= 1
+        if aligned >= input_size(s, mmu):
+            continue
+        word, _level = find_entry(s, mmu, aligned)
+        descriptor = s.mem[word]
+        tag = (descriptor & GUEST_LEVEL) >> GUEST_LEVEL_SHIFT
+        if descriptor & VALID == ZERO or tag == ZERO:
+            continue
+        size = level_size(page_shift, I64(tag))
+        if size != ZERO and nested_ipa < aligned + size:
+            return size
+        return ZERO
+    return ZERO
+
+
+@kernel
+def ipas2_size(s: State, mmu: int, operand: Word) -> Word:
+    """How much one IPAS2E1 takes. Mirrors ``compute_tlb_inval_range``."""
+    size = ttl_size(ipas2_ttl(operand))
+    if size != ZERO:
+        return size
+    page_shift = granule_shift((s.mmus[mmu, M_VTCR] >> TG0_SHIFT) & TG0_MASK)
+    size = tagged_size(s, mmu, ipas2_address(operand), page_shift)
+    return size if size != ZERO else widest_size(page_shift)
+
+
+@kernel
+def unmap_for_guest(s: State, mmu: int, start: Word, size: Word) -> None:
+    """Unmap nested [start, start + size) at L1's request. What lies beyond the table trips a warning."""
+    if start + size > input_size(s, mmu):
+        observe(s, ERROR, start, size, U64(mmu), ZERO, ZERO)
+        return
+    design_forget(s, mmu, start, start + size)
+    unmap_range(s, mmu, start, start + size, True)
+
+
+@kernel
+def tlbi_by_ipa(s: State, vcpu: int, operand: Word) -> None:
+    """IPAS2E1 and IPAS2LE1, all forms. Mirrors ``handle_ipas2e1is``."""
+    for mmu in range(1, shadow_mmus(s) + 1):
+        if same_vmid(s, mmu, vcpu):
+            size = ipas2_size(s, mmu, operand)
+            unmap_for_guest(s, mmu, ipas2_address(operand) & ~(size - ONE), size)
+
+
+@kernel
+def tlbi_by_range(s: State, vcpu: int, operand: Word) -> None:
+    """RIPAS2E1 and RIPAS2LE1, all forms. Mirrors ``handle_ripas2e1is``; beyond the limit it is ignored."""
+    wanted = ripas2_range(operand)
+    for mmu in range(1, shadow_mmus(s) + 1):
+        if same_vmid(s, mmu, vcpu) and wanted.start < input_size(s, mmu):
+            room = input_size(s, mmu) - wanted.start
+            unmap_for_guest(s, mmu, wanted.start, wanted.size if wanted.size < room else room)
+
+
+@kernel
+def handle_tlbi(s: State, vcpu: int, form: int, operand: Word) -> None:
+    """Emulate one TLBI executed by L1 at virtual EL2."""
+    s.count[TLBIS_TRAPPED] += 1
+    observe(s, TLBI, U64(form), operand, ZERO, ZERO, ZERO)
+    mmu_lock_write(s)
+    if form == IPAS2E1IS or form == IPAS2LE1IS or form == IPAS2E1:
+        tlbi_by_ipa(s, vcpu, operand)
+    elif form == RIPAS2E1IS or form == RIPAS2LE1IS:
+        tlbi_by_range(s, vcpu, operand)
+    else:
+        for mmu in range(1, shadow_mmus(s) + 1):
+            if form == ALLE1IS:
+                if shadow_valid(s, mmu):
+                    wipe_shadow(s, mmu)
+            elif same_vmid(s, mmu, vcpu):
+                if form == VMALLE1IS:
+                    s.count[TLBI_STAGE1] += 1
+                else:
+                    wipe_shadow(s, mmu)
+    mmu_unlock_write(s)

@@ -1,0 +1,185 @@
+"""The guest stage-2 walk: L0 reads the table that L1 wrote in its own memory.
+
+Mirrors Linux 7.3.4 ``kvm_walk_nested_s2`` (``setup_s2_walk``, ``walk_nested_s2_pgd``): the live virtual
+VTTBR_EL2 and VTCR_EL2 decide, descriptors are read through memslots by canonical IPA, permissions are
+left to the caller. Where it differs from the architecture it does as Linux does: input bits above T0SZ
+are dropped, not refused (seen on the running kernel, ``suspicion/nested-ipa-above-t0sz``).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from shadowmmu.arch.fault import (
+    ACCESS_FLAG,
+    ADDRESS_SIZE,
+    EXTERNAL_WALK,
+    NONE,
+    TRANSLATION,
+)
+from shadowmmu.arch.registers import VTCR_EL2
+from shadowmmu.arch.regime import (
+    Regime,
+    first_block_level,
+    level_shift,
+    root_base,
+    stage2_regime,
+    start_table_legal,
+)
+from shadowmmu.arch.stage2 import (
+    AF,
+    CONTIGUOUS,
+    OA_BITS,
+    PAGE_BIT,
+    TABLE,
+    VALID,
+    table_address,
+)
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.host.fault import plan_touch
+from shadowmmu.host.tables import translate
+from shadowmmu.kvm.layout import ONE, V_VTCR, V_VTTBR, ZERO
+from shadowmmu.kvm.notifier import run_host_plan
+from shadowmmu.kvm.slots import NO_SLOT, find_slot, mark_dirty, slot_hva
+from shadowmmu.machine.counters import GUEST_DESCRIPTORS_READ
+from shadowmmu.machine.frames import read_memory, write_memory
+from shadowmmu.machine.state import R_PA_BITS, State
+
+VTCR_HA: Final = VTCR_EL2.mask("HA")
+THREE: Final = U64(3)
+PAGE_BYTES: Final = U64(4096)
+MIN_INPUT_BITS: Final = 25
+MAX_INPUT_BITS: Final = 48
+
+
+class GuestWalk(NamedTuple):
+    """What L1's table says: ``fault`` NONE or the kind L1 gets; the leaf's output, size, descriptor."""
+
+    fault: int
+    level: int
+    output: Word
+    size: Word
+    descriptor: Word
+
+
+@inline
+def fault_at(kind: int, level: int) -> GuestWalk:
+    """A walk that ended in a fault."""
+    return GuestWalk(kind, level, ZERO, ZERO, ZERO)
+
+
+class GuestWord(NamedTuple):
+    """A word of L1's memory; ``found`` False where no memslot or no page backs it."""
+
+    found: bool
+    value: Word
+    pa: Word
+
+
+@kernel
+def read_guest(s: State, canonical_ipa: Word) -> GuestWord:
+    """Read 8 bytes of L1's memory through the VMM's mapping. Mirrors ``kvm_read_guest``."""
+    s.count[GUEST_DESCRIPTORS_READ] += 1
+    slot = find_slot(s, canonical_ipa)
+    if slot == NO_SLOT:
+        return GuestWord(False, ZERO, ZERO)
+    hva = slot_hva(s, slot, canonical_ipa)
+    page = translate(s, hva)
+    if page.size == ZERO:
+        steps = plan_touch(s, hva, False)
+        if steps < 0:
+            return GuestWord(False, ZERO, ZERO)
+        run_host_plan(s, steps)
+        page = translate(s, hva)
+    pa = page.pa + (canonical_ipa & (PAGE_BYTES - ONE))
+    return GuestWord(True, read_memory(s, pa), pa)
+
+
+@kernel
+def set_guest_access_flag(s: State, canonical_ipa: Word, descriptor: Word) -> bool:
+    """Set AF in L1's descriptor, as ``__kvm_at_swap_desc`` does; False where L1's memory refuses."""
+    slot = find_slot(s, canonical_ipa)
+    if slot == NO_SLOT:
+        return False
+    hva = slot_hva(s, slot, canonical_ipa)
+    steps = plan_touch(s, hva, True)
+    if steps < 0:
+        return False
+    run_host_plan(s, steps)
+    page = translate(s, hva)
+    write_memory(s, page.pa + (canonical_ipa & (PAGE_BYTES - ONE)), descriptor | AF)
+    mark_dirty(s, slot, canonical_ipa)
+    return True
+
+
+@inline
+def output_mask(r: Regime, level: int, descriptor: Word) -> Word:
+    """Bits of the input that pass to the output; the contiguous hint widens them.
+
+    Source: ``walk_nested_s2_pgd`` (``contiguous_bit_shift``).
+    """
+    shift = level_shift(r, level)
+    if descriptor & CONTIGUOUS != ZERO:
+        if r.page_shift == 12:
+            shift += 4
+        elif r.page_shift == 16:
+            shift += 5
+        else:
+            shift += 5 if level == 2 else 7
+    return (ONE << U64(shift)) - ONE
+
+
+@kernel
+def walk_guest_stage2(s: State, vcpu: int, nested_ipa: Word) -> GuestWalk:
+    """Walk L1's stage 2 for ``nested_ipa``. O(levels) reads of L1's memory."""
+    pa_bits = I64(s.regs[R_PA_BITS])
+    vtcr = s.vcpus[vcpu, V_VTCR]
+    r = stage2_regime(vtcr, pa_bits)
+    if r.ia_bits < MIN_INPUT_BITS or r.ia_bits > MAX_INPUT_BITS:
+        return fault_at(ADDRESS_SIZE, 0)  # Linux leaves ESR's FSC at 0 here
+    if not start_table_legal(r, pa_bits):
+        return fault_at(TRANSLATION, 0)
+    base = root_base(r, s.vcpus[vcpu, V_VTTBR])
+    if base >> U64(r.oa_bits) != ZERO:
+        return fault_at(ADDRESS_SIZE, 0)
+    level = r.start_level
+    # Linux 7.3.4 masks the address to the input size instead of refusing what is beyond it.
+    ipa = nested_ipa & ((ONE << U64(r.ia_bits)) - ONE)
+    entry = base + ((ipa >> U64(level_shift(r, level))) << THREE)
+    while True:
+        word = read_guest(s, entry)
+        if not word.found:
+            return fault_at(EXTERNAL_WALK, level)
+        descriptor = word.value
+        if descriptor & VALID == ZERO:
+            return fault_at(TRANSLATION, level)
+        if level == 3 or descriptor & TABLE == ZERO:
+            return guest_leaf(s, r, level, descriptor, entry, ipa, vtcr & VTCR_HA != ZERO)
+        if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
+            return fault_at(ADDRESS_SIZE, level)
+        level += 1
+        index = (ipa >> U64(level_shift(r, level))) & ((ONE << U64(r.stride)) - ONE)
+        entry = table_address(r, descriptor) + (index << THREE)
+
+
+@inline
+def guest_leaf(
+    s: State, r: Regime, level: int, descriptor: Word, entry: Word, ipa: Word, hardware_af: bool
+) -> GuestWalk:
+    """The end of the walk: checks of the leaf, the access flag, the output address."""
+    if level == 3 and descriptor & PAGE_BIT == ZERO:
+        return fault_at(TRANSLATION, level)
+    if level < first_block_level(r):
+        return fault_at(TRANSLATION, level)
+    if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
+        return fault_at(ADDRESS_SIZE, level)
+    if descriptor & AF == ZERO:
+        if not hardware_af:
+            return fault_at(ACCESS_FLAG, level)
+        if not set_guest_access_flag(s, entry, descriptor):
+            return fault_at(EXTERNAL_WALK, level)
+        descriptor |= AF
+    inside = output_mask(r, level, descriptor)
+    output = (descriptor & OA_BITS & ~inside) | (ipa & inside)
+    size = ONE << U64(level_shift(r, level))
+    return GuestWalk(NONE, level, output, size, descriptor)

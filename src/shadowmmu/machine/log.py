@@ -1,0 +1,68 @@
+"""The observation log: what happened, in order, as rows of eight words.
+
+A row is (kind, event index, five operands, vCPU or MMU). It is written only while ``R_LOG_ON``; the
+executor empties and grows it between steps. Kinds carry the names of the rig's trace events.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import I64, U64, inline
+from shadowmmu.machine.state import R_EVENT, R_LOG_ON, R_LOG_TOP, State, Word
+
+GUEST_FAULT: Final = 1
+MAP: Final = 2
+RELAX: Final = 3
+RANGE: Final = 4
+UNMAP_GFN: Final = 5
+INJECT: Final = 6
+TLBI: Final = 7
+MMIO: Final = 8
+AGE: Final = 9
+WRITE_PROTECT: Final = 10
+NESTED_UNMAP: Final = 11
+STALE: Final = 12
+HVC: Final = 13
+ERROR: Final = 14
+
+KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
+    GUEST_FAULT: ("kvm_guest_fault", ("ipa", "hsr", "hxfar", "pc")),
+    MAP: ("s2map", ("addr", "size", "phys", "prot", "mmu")),
+    RELAX: ("s2relax", ("addr", "prot", "mmu")),
+    RANGE: ("s2range", ("addr", "size", "mmu")),
+    UNMAP_GFN: ("unmap_gfn", ("start", "end", "mayblock")),
+    INJECT: ("inject_s2", ("esr", "far", "hpfar")),
+    TLBI: ("tlbi", ("kind", "val")),
+    MMIO: ("mmio", ("phys_addr", "write")),
+    AGE: ("age_gfn", ("start", "end")),
+    WRITE_PROTECT: ("s2wp", ("addr", "size", "mmu")),
+    NESTED_UNMAP: ("nested_unmap", ("start", "end")),
+    STALE: ("stale", ("rule", "mmu", "word")),
+    HVC: ("touch", ("esr", "far", "hpfar", "elr", "left")),
+    ERROR: ("efault", ("ipa",)),
+}
+
+ROWS_PER_STEP: Final = 64
+"""Rows one step of an event may write: the executor keeps this much room."""
+
+ZERO: Final = U64(0)
+ONE: Final = U64(1)
+
+
+@inline
+def observe(s: State, kind: int, a: Word, b: Word, c: Word, d: Word, e: Word) -> None:
+    """Append one row, if the log is on. Rows beyond its end are dropped and counted by ``R_LOG_TOP``."""
+    if s.regs[R_LOG_ON] == ZERO:
+        return
+    top = I64(s.regs[R_LOG_TOP])
+    s.regs[R_LOG_TOP] = U64(top + 1)
+    if top >= len(s.log):
+        return
+    s.log[top, 0] = U64(kind)
+    s.log[top, 1] = s.regs[R_EVENT]
+    s.log[top, 2] = a
+    s.log[top, 3] = b
+    s.log[top, 4] = c
+    s.log[top, 5] = d
+    s.log[top, 6] = e

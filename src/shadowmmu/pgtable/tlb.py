@@ -1,0 +1,60 @@
+"""The TLB invalidations L0 issues for one of its own contexts, as counted events.
+
+Mirrors Linux 7.3.4 ``hyp/vhe/tlb.c``: every stage-2 invalidation by address ends with a stage-1 one of
+the whole VMID, because the virtual address is unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import U64, Word, inline
+from shadowmmu.machine.counters import (
+    DSBS,
+    TLBI_IPA,
+    TLBI_RANGE,
+    TLBI_RANGE_SHADOW,
+    TLBI_STAGE1,
+    TLBI_VMID,
+)
+from shadowmmu.machine.state import R_FWB, R_PAGE_SHIFT, R_TLBIRANGE, State
+
+MAX_RANGE_PAGES: Final = U64(32 << 16)
+"""Pages of the largest single range TLBI: ``MAX_TLBI_RANGE_PAGES``."""
+ZERO: Final = U64(0)
+ONE: Final = U64(1)
+
+
+@inline
+def defers_tlbi(s: State) -> bool:
+    """Whether an unmap leaves its TLBI to one range invalidation at the end.
+
+    Mirrors ``stage2_unmap_defer_tlb_flush``: needs FEAT_TLBIRANGE and FEAT_S2FWB.
+    """
+    return s.regs[R_TLBIRANGE] != ZERO and s.regs[R_FWB] != ZERO
+
+
+@inline
+def flush_ipa(s: State, mmu: int) -> None:
+    """One invalidation by IPA. Mirrors ``__kvm_tlb_flush_vmid_ipa``."""
+    s.count[TLBI_IPA] += 1
+    s.count[TLBI_STAGE1] += 1
+    s.count[DSBS] += 3
+
+
+@inline
+def flush_range(s: State, mmu: int, size: Word) -> None:
+    """Invalidate ``size`` bytes. Mirrors ``kvm_tlb_flush_vmid_range``: ranges of at most 2M pages."""
+    if s.regs[R_TLBIRANGE] == ZERO:
+        s.count[TLBI_VMID] += 1
+        s.count[DSBS] += 2
+        return
+    pages = size >> s.regs[R_PAGE_SHIFT]
+    ranges = (pages + MAX_RANGE_PAGES - ONE) // MAX_RANGE_PAGES
+    while ranges != ZERO:
+        ranges -= ONE
+        s.count[TLBI_RANGE] += 1
+        s.count[TLBI_STAGE1] += 1
+        s.count[DSBS] += 3
+        if mmu != 0:
+            s.count[TLBI_RANGE_SHADOW] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap
 from shadowmmu.host.setup import Backing, host_arrays, host_grow, host_reserve, host_setup
 from shadowmmu.host.steps import NOTIFY_AGE, NOTIFY_END, NOTIFY_START, OPS, apply_step
-from shadowmmu.host.tables import HostPage, translate
+from shadowmmu.host.tables import translate
+from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import (
     R_NEXT_FRAME,
     R_PAGE_SHIFT,
@@ -51,6 +52,14 @@ def machine(memory_bytes: int, backing: Backing = "base", table_frames: int = 25
     state.regs[R_NEXT_FRAME] = 1
     host_setup(state, memory_bytes, backing)
     return state
+
+
+class Place(NamedTuple):
+    """What ``translate`` answered, as plain numbers."""
+
+    pa: int
+    size: int
+    writable: bool
 
 
 @dataclass
@@ -118,10 +127,18 @@ class Host:
         """MADV_COLLAPSE."""
         return self.run(plan_collapse, offset, U64(size))
 
-    def at(self, offset: int) -> HostPage:
+    def at(self, offset: int) -> Place:
         """Where the host maps an address."""
         page = translate(self.state, U64(BASE + offset))
-        return HostPage(page[0], page[1], bool(page[2]))
+        return Place(int(page[0]), int(page[1]), bool(page[2]))
+
+    def read(self, offset: int) -> int:
+        """The word at an address that is mapped."""
+        return int(read_memory(self.state, U64(self.at(offset).pa)))
+
+    def store(self, offset: int, value: int) -> None:
+        """Store a word at an address that is mapped."""
+        write_memory(self.state, U64(self.at(offset).pa), U64(value))
 
     def register(self, index: int) -> int:
         """A register of the host."""

@@ -15,7 +15,7 @@ from shadowmmu.host.remove import plan_dontneed
 from shadowmmu.host.steps import apply_step
 from shadowmmu.host.tables import is_idle, set_idle, translate
 from shadowmmu.machine.counters import COPIES_ON_WRITE, HOST_FAULTS, TABLES_FREED
-from shadowmmu.machine.frames import read_memory, write_memory
+from shadowmmu.machine.frames import read_memory
 from shadowmmu.machine.state import DATA_BASE, R_NEXT_DATA
 
 
@@ -56,7 +56,7 @@ def test_thp_write_maps_an_aligned_2m() -> None:
     assert lab.touch(HUGE + 0x5000, True) == []
     page = lab.at(HUGE + 0x7000)
     assert (page.size, page.writable) == (HUGE, True)
-    assert int(page.pa) % HUGE == 0x7000
+    assert page.pa % HUGE == 0x7000
     assert counts(lab) == (2, 0)
 
 
@@ -70,6 +70,16 @@ def test_thp_read_maps_the_huge_zero_page_which_a_write_replaces_whole() -> None
     assert lab.touch(0x9000, True) == [("start", 0, HUGE), ("end", 0, HUGE)]
     assert (lab.at(0).size, lab.at(0).writable) == (HUGE, True)
     assert counts(lab) == (3, 1)
+
+
+def test_a_split_huge_zero_page_becomes_zero_pages() -> None:
+    """All the same page (``__split_huge_zero_page_pmd``)."""
+    lab = host(backing="thp")
+    lab.touch(0, False)
+    lab.dontneed(0, PAGE)
+    places = {lab.at(page * PAGE).pa for page in range(1, 512)}
+    lab.touch(0, False)
+    assert places == {lab.at(0).pa}
 
 
 def test_thp_needs_a_whole_2m_in_the_vma_and_no_table() -> None:
@@ -153,7 +163,7 @@ def test_frames_are_never_used_twice() -> None:
     seen = set()
     for _ in range(20):
         lab.touch(0x1000, True)
-        seen.add(int(lab.at(0x1000).pa))
+        seen.add(lab.at(0x1000).pa)
         lab.dontneed(0x1000, PAGE)
     assert len(seen) == 20
     assert max(seen) < int(DATA_BASE) + (lab.register(R_NEXT_DATA) << 12)
@@ -164,16 +174,16 @@ def test_content_goes_with_its_page() -> None:
     lab = host(backing="thp")
     lab.touch(0, True)
     for page in (0, 3, 511):
-        write_memory(lab.state, lab.at(page * PAGE).pa, U64(page + 7))
+        lab.store(page * PAGE, page + 7)
     lab.dontneed(5 * PAGE, PAGE)
     assert lab.at(0).size == PAGE
-    assert read_memory(lab.state, lab.at(3 * PAGE).pa) == 10
+    assert lab.read(3 * PAGE) == 10
     old = lab.at(3 * PAGE).pa
     assert starts(lab.collapse(0, HUGE)) == [(0, HUGE)]
     assert (lab.at(0).size, lab.at(0).writable) == (HUGE, True)
-    words = [int(read_memory(lab.state, lab.at(page * PAGE).pa)) for page in (0, 3, 5, 511)]
+    words = [lab.read(page * PAGE) for page in (0, 3, 5, 511)]
     assert words == [7, 10, 0, 518]
-    assert read_memory(lab.state, old) == 0
+    assert read_memory(lab.state, U64(old)) == 0
     freed = int(lab.state.count[TABLES_FREED])
     lab.dontneed(0, HUGE)
     assert lab.state.count[TABLES_FREED] - freed == 3

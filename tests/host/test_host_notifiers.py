@@ -79,7 +79,7 @@ def test_dontneed_that_cuts_huge_pages_nests_a_notifier_for_each() -> None:
         ("notify_end", HUGE + PAGE, tail + PAGE, 0),
     ]
     lab.dontneed(HUGE + PAGE, 2 * HUGE)
-    assert [int(lab.at(page).size) for page in (0, HUGE, HUGE + PAGE, 2 * HUGE, tail, tail + PAGE)] == [
+    assert [lab.at(page).size for page in (0, HUGE, HUGE + PAGE, 2 * HUGE, tail, tail + PAGE)] == [
         HUGE,
         PAGE,
         0,
@@ -359,6 +359,58 @@ def test_a_first_page_takes_the_neighbours_anon_vma() -> None:
     assert len(lab.vmas) == 2
 
 
+def parts(lab: Host) -> list[tuple[int, int, int]]:
+    """Where the VMAs begin and end, in pages, and their anon_vmas."""
+    return [(start // PAGE, end // PAGE, anon) for start, end, _, anon in lab.vmas]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_first_page_takes_the_anon_vma_of_either_neighbour(first: int) -> None:
+    """VMAs that differ in access only, above and below."""
+    lab = host(8 * PAGE)
+    lab.mprotect(4 * PAGE, 4 * PAGE, "w")
+    lab.touch(first * 4 * PAGE, True)
+    lab.touch((1 - first) * 4 * PAGE, True)
+    assert parts(lab) == [(0, 4, 1), (4, 8, 1)]
+    lab.mmap(PAGE, PAGE)
+    lab.touch(PAGE, True)
+    assert parts(lab)[1] == (1, 2, 2)
+
+
+@pytest.mark.parametrize("touched", [1, 3, 5])
+def test_merged_vmas_keep_the_anon_vma_that_one_of_them_had(touched: int) -> None:
+    """Below, in the middle, or above, when all three become one."""
+    lab = host(6 * PAGE)
+    lab.mprotect(2 * PAGE, 2 * PAGE, "w")
+    lab.touch(touched * PAGE, True)
+    assert len(lab.vmas) == 3
+    lab.mprotect(2 * PAGE, 2 * PAGE, "rw")
+    assert parts(lab) == [(0, 6, 1)]
+
+
+@pytest.mark.parametrize("touched", [1, 4])
+def test_a_moved_border_shares_the_anon_vma(touched: int) -> None:
+    """The VMA that grows takes it over from the one that shrinks."""
+    for first, size, border in ((3 * PAGE, PAGE, 4), (5 * PAGE, PAGE, 5)):
+        lab = host(9 * PAGE)
+        lab.mprotect(3 * PAGE, 3 * PAGE, "w")
+        lab.touch(4 * PAGE if touched == 4 else (PAGE if border == 4 else 7 * PAGE), True)
+        lab.mprotect(first, size, "rw")
+        grown = parts(lab)[0 if border == 4 else 2]
+        assert grown == ((0, 4, 1) if border == 4 else (5, 9, 1))
+        assert parts(lab)[1][2] == (1 if touched == 4 else 0)
+
+
+def test_fresh_memory_takes_the_anon_vma_of_what_it_merges_with() -> None:
+    """Below, above, or both."""
+    lab = host(8 * PAGE)
+    lab.mmap(2 * PAGE, PAGE)
+    lab.touch(2 * PAGE, True)
+    lab.mmap(PAGE, PAGE)
+    lab.mmap(3 * PAGE, PAGE)
+    assert parts(lab) == [(0, 1, 0), (1, 4, 1), (4, 8, 0)]
+
+
 def test_advice_changes_vmas_and_splits_at_borders_only() -> None:
     """Run 11 on the 2M grid: nothing sent; back again: merged."""
     lab = huge_host()
@@ -413,7 +465,9 @@ def test_collapse_refuses_what_is_not_eligible() -> None:
     lab = host()
     lab.touch(0, True)
     assert lab.collapse(0, HUGE) == -EINVAL
-    never = host(backing="thp")
+    never = host()
+    never.touch(0, False)
+    never.advise(0, HUGE, MADV_HUGEPAGE)
     assert never.collapse(0, HUGE) == -EINVAL
     lab = collapsible()
     lab.munmap(HUGE, HUGE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from host_lab import HUGE, PAGE, Host, host, well_nested
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shadowmmu.compiled import U64
+from shadowmmu.compiled import Counts, Words
 from shadowmmu.host import layout
 from shadowmmu.host.layout import (
     EFAULT,
@@ -24,7 +25,7 @@ from shadowmmu.host.layout import (
     VM_NOHUGEPAGE,
     VM_NORESERVE,
 )
-from shadowmmu.machine.frames import read_memory, write_memory
+from shadowmmu.host.setup import Backing
 
 BLOCKS, PER_HUGE = 3, 512
 PAGES = BLOCKS * PER_HUGE
@@ -77,8 +78,7 @@ class Model:
             self.fill(page, "own")
         if write:
             self.words[page] = len(self.words) * 1000 + page + 1
-            place = self.lab.at(page * PAGE)
-            write_memory(self.lab.state, U64(int(place.pa)), U64(self.words[page]))
+            self.lab.store(page * PAGE, self.words[page])
         return seen
 
     def fill(self, page: int, what: str) -> None:
@@ -183,6 +183,7 @@ class Model:
         """Everything that can be seen of the host agrees."""
         for page in {min(place, PAGES - 1) for place in PLACES}:
             self.check_page(page)
+        assert np.count_nonzero(self.lab.state.content) == len(self.words)
         self.check_vmas()
 
     def check_page(self, page: int) -> None:
@@ -190,17 +191,17 @@ class Model:
         place = self.lab.at(page * PAGE + 16)
         flags, holds = self.flags[page], self.holds[page]
         if holds is None or not (flags or 0) & (READ | WRITE):
-            assert (int(place.size), bool(place.writable)) == (0, False)
+            assert (place.size, place.writable) == (0, False)
             return
         assert flags is not None
         huge = self.kinds[page // PER_HUGE] == "huge"
         assert place.size == (HUGE if huge else PAGE)
         assert place.writable == (holds == "own" and bool(flags & WRITE))
-        assert read_memory(self.lab.state, U64(int(place.pa))) == self.words.get(page, 0)
+        assert self.lab.read(page * PAGE) == self.words.get(page, 0)
         if huge:
-            assert (int(place.pa) - page * PAGE) % HUGE == 0
+            assert (place.pa - page * PAGE) % HUGE == 0
         if holds == "own":
-            assert self.owners.setdefault(int(place.pa), page) == page
+            assert self.owners.setdefault(place.pa, page) == page
 
     def check_vmas(self) -> None:
         """Sorted, disjoint, merged as far as their anon_vmas allow, and with the right flags."""
@@ -226,25 +227,25 @@ operations = st.one_of(
 
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(["base", "thp"]), st.lists(operations, min_size=4, max_size=40))
-def test_random_operations_agree_with_the_model(backing: str, steps: list[tuple[object, ...]]) -> None:
+def test_random_operations_agree_with_the_model(backing: Backing, steps: list[tuple[Any, ...]]) -> None:
     """VMAs and page tables after any sequence of operations."""
-    lab = host(BLOCKS * HUGE, backing)  # type: ignore[arg-type]
+    lab = host(BLOCKS * HUGE, backing)
     advice = int(VM_HUGEPAGE if backing == "thp" else VM_NOHUGEPAGE)
     model = Model(lab, [READ | WRITE | int(VM_NORESERVE) | advice] * PAGES)
     for name, where, *rest in steps:
-        seen = getattr(model, str(name))(*where, *rest)  # type: ignore[misc]
+        seen = getattr(model, str(name))(*where, *rest)
         assert well_nested(seen)
         model.check()
 
 
 @settings(max_examples=40, deadline=None, database=None)
 @given(st.lists(operations, min_size=1, max_size=12))
-def test_a_plan_changes_nothing(steps: list[tuple[object, ...]]) -> None:
+def test_a_plan_changes_nothing(steps: list[tuple[Any, ...]]) -> None:
     """Planning alone leaves VMAs, tables, content, counters and frames as they are."""
     lab = host(BLOCKS * HUGE, "thp")
     lab.write(0, PAGE)
     for name, where, *rest in steps:
-        first, *last = where  # type: ignore[misc]
+        first, *last = where
         arguments = [first * PAGE, *((last[0] - first) * PAGE for _ in last), *rest]
         before = visible(lab)
         for lab.dry in (True, False):
@@ -253,8 +254,15 @@ def test_a_plan_changes_nothing(steps: list[tuple[object, ...]]) -> None:
                 assert all(map(np.array_equal, before, visible(lab)))
 
 
-def visible(lab: Host) -> list[np.ndarray]:  # type: ignore[type-arg]
+def visible(lab: Host) -> list[Words | Counts]:
     """What an operation changes."""
     s = lab.state
-    arrays = [s.vmas[: lab.register(layout.R_VMAS)], s.hpte, s.hpmd, s.content, s.count, s.regs[:24]]
-    return [array.copy() for array in arrays]
+    arrays: list[Words | Counts] = [
+        s.vmas[: lab.register(layout.R_VMAS)],
+        s.hpte,
+        s.hpmd,
+        s.content,
+        s.count,
+        s.regs[:24],
+    ]
+    return list(map(np.copy, arrays))

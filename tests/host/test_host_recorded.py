@@ -197,7 +197,7 @@ class Replay:
             assert (pa is None) == (page.size == 0), hex(canonical)
             if pa is not None:
                 real.setdefault(pa, set()).add(canonical)
-                ours.setdefault(int(page.pa), set()).add(canonical)
+                ours.setdefault(page.pa, set()).add(canonical)
         assert sorted(map(sorted, real.values())) == sorted(map(sorted, ours.values()))
 
     def step(self, step: Step) -> None:

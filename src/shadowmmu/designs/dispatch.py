@@ -6,17 +6,41 @@ argument would not be.)
 
 from __future__ import annotations
 
-from shadowmmu.compiled import I64, Word, kernel
-from shadowmmu.designs.interface import RBTREE_2024, REVERSE_TABLE, SPANNING, SWEEP
+from shadowmmu.compiled import I64, U64, Word, kernel
+from shadowmmu.designs.interface import (
+    CAUSE_REPLACED,
+    RBTREE_2024,
+    REVERSE_TABLE,
+    SPANNING,
+    SWEEP,
+)
+from shadowmmu.designs.rbtree_2024 import (
+    rbtree_bytes,
+    rbtree_covers,
+    rbtree_init,
+    rbtree_record,
+    rbtree_recorded,
+    rbtree_unmap,
+)
 from shadowmmu.designs.reverse_nodes import reverse_init
 from shadowmmu.designs.reverse_table import (
     reverse_bytes,
     reverse_covers,
-    reverse_entries,
     reverse_forget,
     reverse_forget_mmu,
     reverse_record,
+    reverse_recorded,
     reverse_unmap,
+)
+from shadowmmu.designs.spanning import (
+    spanning_bytes,
+    spanning_covers,
+    spanning_forget,
+    spanning_forget_mmu,
+    spanning_init,
+    spanning_record,
+    spanning_recorded,
+    spanning_unmap,
 )
 from shadowmmu.designs.sweep import sweep_unmap
 from shadowmmu.machine.state import R_DESIGN, State
@@ -25,8 +49,12 @@ from shadowmmu.machine.state import R_DESIGN, State
 @kernel
 def design_init(s: State, design: int) -> None:
     """Plug in ``design``: an empty record for a machine whose MMUs exist and are empty."""
-    s.regs[R_DESIGN] = design
-    if design == REVERSE_TABLE:
+    s.regs[R_DESIGN] = U64(design)
+    if design == RBTREE_2024:
+        rbtree_init(s)
+    elif design == SPANNING:
+        spanning_init(s)
+    elif design == REVERSE_TABLE:
         reverse_init(s)
 
 
@@ -38,14 +66,20 @@ def design_record(
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_record(s, mmu, canonical_ipa, level, word)
+    elif design == SPANNING:
+        spanning_record(s, mmu, canonical_ipa, nested_ipa, size)
+    elif design == RBTREE_2024:
+        rbtree_record(s, mmu, canonical_ipa, nested_ipa, size)
 
 
 @kernel
-def design_forget(s: State, mmu: int, start: Word, end: Word) -> None:
-    """Leaves of nested [start, end) are about to go, for another reason than a notifier."""
+def design_forget(s: State, mmu: int, start: Word, end: Word, cause: int) -> None:
+    """Leaves of nested [start, end) are about to go: invalidated by L1, or replaced by another leaf."""
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_forget(s, mmu, start, end)
+    elif design == SPANNING and cause != CAUSE_REPLACED:
+        spanning_forget(s, mmu, start, end)
 
 
 @kernel
@@ -54,17 +88,21 @@ def design_forget_mmu(s: State, mmu: int) -> None:
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_forget_mmu(s, mmu)
+    elif design == SPANNING:
+        spanning_forget_mmu(s, mmu)
 
 
 @kernel
 def design_unmap(s: State, start: Word, end: Word, may_block: bool, cause: int) -> int:
     """Clear what maps canonical [start, end) in any shadow MMU; how many leaves went."""
     design = I64(s.regs[R_DESIGN])
-    if design == SWEEP:
-        return sweep_unmap(s, may_block)
     if design == REVERSE_TABLE:
         return reverse_unmap(s, start, end, may_block)
-    return 0
+    if design == SPANNING:
+        return spanning_unmap(s, start, end, may_block)
+    if design == RBTREE_2024:
+        return rbtree_unmap(s, start, end, may_block, cause)
+    return sweep_unmap(s, may_block)
 
 
 @kernel
@@ -74,37 +112,48 @@ def design_covers(
     """Whether an unmap of any part of the leaf's canonical range would find it (invariant A3)."""
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
-        return reverse_covers(s, canonical_ipa, level, word)
-    return design == SWEEP
+        return reverse_covers(s, mmu, canonical_ipa, level, word)
+    if design == SPANNING:
+        return spanning_covers(s, mmu, canonical_ipa, nested_ipa, size)
+    if design == RBTREE_2024:
+        return rbtree_covers(s, mmu, canonical_ipa, nested_ipa, size)
+    return True
 
 
 @kernel
-def design_entries(s: State) -> int:
-    """How many leaves the record holds; -1 where the design keeps none."""
+def design_recorded(s: State) -> int:
+    """How many entries the record holds; 0 where the design keeps none."""
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
-        return reverse_entries(s)
-    return -1
+        return reverse_recorded(s)
+    if design == SPANNING:
+        return spanning_recorded(s)
+    if design == RBTREE_2024:
+        return rbtree_recorded(s)
+    return 0
 
 
 @kernel
 def design_bytes(s: State) -> int:
-    """Bytes of the record now, ``side`` apart."""
+    """Bytes of the record now, ``State.side`` apart."""
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         return reverse_bytes(s)
+    if design == SPANNING:
+        return spanning_bytes(s)
+    if design == RBTREE_2024:
+        return rbtree_bytes(s)
     return 0
 
 
 __all__ = [
-    "RBTREE_2024",
-    "SPANNING",
+    "SWEEP",
     "design_bytes",
     "design_covers",
-    "design_entries",
     "design_forget",
     "design_forget_mmu",
     "design_init",
     "design_record",
+    "design_recorded",
     "design_unmap",
 ]

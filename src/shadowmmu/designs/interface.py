@@ -5,7 +5,7 @@ if it asks for it, in ``State.side`` (one word a descriptor). The calls, dispatc
 ``designs.dispatch``:
 
 - ``record(mmu, canonical, nested, size, level, word)`` after a fill, mmu_lock held for read, no sleep;
-- ``forget(mmu, nested range)`` before L1's invalidation, or another reason, takes leaves away;
+- ``forget(mmu, nested range, cause)`` before L1's invalidation, or another leaf, takes leaves away;
 - ``forget_mmu(mmu)`` before a whole shadow MMU is wiped for another reason than a notifier;
 - ``unmap(canonical range)`` with mmu_lock held for write, which a blockable caller may lose;
 - ``covers(mmu, canonical, nested, size, word)``: would ``unmap`` find this leaf? (for the judge);
@@ -24,6 +24,8 @@ REVERSE_TABLE: Final = 3
 
 CAUSE_NOTIFIER: Final = 0
 CAUSE_MEMSLOT: Final = 1
+CAUSE_INVALIDATED: Final = 2
+CAUSE_REPLACED: Final = 3
 
 
 @dataclass(frozen=True)

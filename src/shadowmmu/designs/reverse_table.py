@@ -239,10 +239,14 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
 
 
 @kernel
-def reverse_covers(s: State, canonical_ipa: Word, level: int, word: Word) -> bool:
-    """Whether the slot of a leaf names its shadow descriptor (invariant A3)."""
+def reverse_covers(s: State, mmu: int, canonical_ipa: Word, level: int, word: Word) -> bool:
+    """Whether the slot of a leaf names its shadow descriptor, or its MMU is known to be incomplete."""
+    if s.mmus[mmu, M_BROKEN] != ZERO:
+        return True
+    before = s.count[NODES_VISITED]
     r = context_regime(s, CANONICAL)
     node = find_node(s, r, canonical_ipa, level)
+    s.count[NODES_VISITED] = before
     if node == ZERO:
         return False
     named = s.rmap[record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))]
@@ -254,13 +258,13 @@ def reverse_covers(s: State, canonical_ipa: Word, level: int, word: Word) -> boo
     return named == word
 
 
-@inline
-def reverse_entries(s: State) -> int:
+@kernel
+def reverse_recorded(s: State) -> int:
     """Recorded leaves."""
     return I64(s.rmap[RT_ENTRIES])
 
 
-@inline
+@kernel
 def reverse_bytes(s: State) -> int:
     """Bytes of nodes and chains; ``side`` is counted by the caller, a word a descriptor."""
     return I64(s.rmap[RT_BYTES])

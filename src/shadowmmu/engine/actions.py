@@ -34,7 +34,7 @@ from shadowmmu.events.schema import (
     VM,
 )
 from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
-from shadowmmu.guest.hypervisor import answer_mailbox, l1_store, new_table, set_leaf, wake_l1
+from shadowmmu.guest.hypervisor import answer_mailbox, boot_l1, l1_store, new_table, set_leaf, wake_l1
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
 from shadowmmu.guest.layout import (
     G_CURSOR,
@@ -121,6 +121,14 @@ def command_l1(s: State, vcpu: int) -> None:
     """The VMM fills L1's mailbox and lets it run to the end of one command."""
     vmm_store(s, MAILBOX_PAGE)
     wake_l1(s, vcpu)
+
+
+@kernel
+def start_l1(s: State) -> None:
+    """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0."""
+    vmm_store(s, L1_START_PAGE)
+    vmm_store(s, L1_LOOP_PAGE)
+    boot_l1(s, 0)
 
 
 @inline

@@ -11,10 +11,8 @@ from shadowmmu.compiled import I64, Words, kernel
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import CATALOGUE, Design
 from shadowmmu.events.schema import Scenario
-from shadowmmu.guest.hypervisor import boot_l1
-from shadowmmu.guest.layout import G_MEMORY, L1_IMAGE_BYTES, RAM_BASE
-from shadowmmu.host.fault import plan_touch
-from shadowmmu.host.layout import HVA_BASE, PAGE_SIZE
+from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
+from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.host.setup import host_arrays, host_setup
 from shadowmmu.kvm.layout import (
     K_SLOTS,
@@ -28,7 +26,6 @@ from shadowmmu.kvm.layout import (
     V_HW_MMU,
     VCPU_COLUMNS,
 )
-from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.pool import SHADOWS_PER_VCPU, init_shadow, load_canonical
 from shadowmmu.machine.state import (
     R_FWB,
@@ -65,7 +62,7 @@ class Machine:
 
 
 def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
-    """The machine of ``scenario`` with L1 waiting at its mailbox. KeyError for an unknown design."""
+    """The machine of ``scenario``; L1 boots when the first events run. KeyError for an unknown design."""
     chosen = CATALOGUE[design]
     state = _allocate(scenario, machine, chosen)
     regs = state.regs
@@ -121,7 +118,7 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
 
 @kernel
 def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int) -> None:
-    """Create the stage-2 contexts, load the VMM's image of L1, and run L1 to its first command."""
+    """Create the stage-2 contexts and plug in the design."""
     init_context(s, 0, canonical_bits)
     for mmu in range(1, I64(s.regs[R_SHADOWS]) + 1):
         init_context(s, mmu, limit_bits)
@@ -131,11 +128,6 @@ def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int) -> Non
         s.vcpus[vcpu, V_HW_MMU] = NO_MMU
         s.vcpus[vcpu, V_HCR] = HCR_VM
         load_canonical(s, vcpu)
-    hva = HVA_BASE
-    while hva < HVA_BASE + L1_IMAGE_BYTES:
-        run_host_plan(s, plan_touch(s, hva, True))
-        hva += PAGE_SIZE
-    boot_l1(s, 0)
 
 
 __all__ = ["Machine", "build_state", "start_vm"]

@@ -15,6 +15,7 @@ from shadowmmu.engine.actions import (
     MORE,
     guest_action,
     host_action,
+    start_l1,
     vm_action,
 )
 from shadowmmu.events.schema import (
@@ -27,7 +28,7 @@ from shadowmmu.events.schema import (
     PAGEMAP,
     PEEK,
 )
-from shadowmmu.guest.layout import G_CURSOR, ZERO
+from shadowmmu.guest.layout import G_CURSOR, G_POOL, ZERO
 from shadowmmu.host.setup import host_reserve
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.log import ROWS_PER_STEP
@@ -90,6 +91,8 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
         wanted = room(s)
         if wanted != FINISHED:
             return wanted
+        if s.regs[G_POOL] == ZERO:
+            start_l1(s)
         kind = I64(kinds[i])
         vcpu = I64(operands[i, 0])
         outcome = EVENT_DONE

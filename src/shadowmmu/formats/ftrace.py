@@ -16,7 +16,9 @@ from shadowmmu.formats.problem import FormatError
 MARK = "mark"
 """Name given to a marker (``tracing_mark_write``); its text is in ``TraceEvent.text``."""
 
-_EVENT = re.compile(r"\s*(\S.*?)-([0-9]+)\s+\[([0-9]+)\] (\S{3,8}) +([0-9]+)\.([0-9]{6}): ([A-Za-z_]\w*): ?(.*)")
+_EVENT = re.compile(
+    r"\s*(\S.*?)-([0-9]+)\s+\[([0-9]+)\] (\S{3,8}) +([0-9]+)\.([0-9]{6}): ([A-Za-z_]\w*): ?(.*)"
+)
 _PROBE = re.compile(
     r"\(([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+(?: <- ([A-Za-z_][\w.]*))?\)((?: \w+=\S+)*)"
 )

@@ -38,13 +38,12 @@ WORD_BYTES: Final = U64(8)
 
 @kernel
 def boot_l1(s: State, vcpu: int) -> None:
-    """L1's start: fetch its two pages, use its stack, copy L2's payload, look at the mailbox."""
+    """L1's start: fetch its two pages, use its stack, copy L2's payload."""
     s.regs[G_POOL] = TABLE_POOL
     access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
     access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
     access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
     access_until_done(s, vcpu, L2_CODE_PAGE, WRITE)
-    access_until_done(s, vcpu, MAILBOX_PAGE, READ)
 
 
 @kernel

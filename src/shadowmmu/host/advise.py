@@ -193,6 +193,26 @@ def collapse_fits(s: State, rows: int) -> bool:
 
 
 @kernel
+def plan_collapse_blocks(s: State, rows: int, first: Word, last: Word, flags: Word) -> int:
+    """Plan the collapse of every 2M of [first, last), in one VMA, that has a table, as far as it fits."""
+    block = first
+    while block < last:
+        word = s.hpmd[block_index(block)]
+        if word == PMD_TABLE:
+            if not collapse_fits(s, rows):
+                s.regs[R_RESUME] = block
+                return rows
+            rows = put_start(s, rows, block, block + HUGE_SIZE)
+            rows = put(s, rows, DETACH, block, ZERO, ZERO)
+            rows = put_end(s, rows, block, block + HUGE_SIZE)
+            rows = put(s, rows, COLLAPSE, block, flags, ZERO)
+        elif word & E_HUGE == ZERO:
+            s.regs[R_RESULT] = U64(EINVAL)
+        block += HUGE_SIZE
+    return rows
+
+
+@kernel
 def plan_collapse(s: State, hva: Word, size: Word) -> int:
     """Plan madvise(hva, size, MADV_COLLAPSE): the number of rows, four for each 2M that is collapsed.
 
@@ -200,8 +220,8 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
     before the pages are copied; meanwhile the 2M maps nothing. 2M leaves stay as they are.
     ``-EINVAL`` for an ineligible VMA (advised against, hugetlb, never faulted) and for a 2M that has no
     table at all, ``-ENOMEM`` at a hole; with rows planned, ``regs[R_RESULT]`` says it instead. Where plan or
-    ``content`` are full, ``regs[R_RESUME]`` is the address to go on from. Mirrors ``madvise_collapse``,
-    ``collapse_huge_page`` (run 11 for a full 2M; the rest read, not seen).
+    ``content`` are full, ``regs[R_RESUME]`` is the address to go on from (``R_RESULT`` is of this part).
+    Mirrors ``madvise_collapse``, ``collapse_huge_page`` (run 11 for a full 2M; the rest read, not seen).
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
@@ -226,25 +246,13 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
         if not may_collapse(s, row) or first > last:
             error = EINVAL
             break
-        block = first
-        while block < last:
-            word = s.hpmd[block_index(block)]
-            if word == PMD_TABLE:
-                if not collapse_fits(s, rows):
-                    s.regs[R_RESUME] = block
-                    break
-                rows = put_start(s, rows, block, block + HUGE_SIZE)
-                rows = put(s, rows, DETACH, block, ZERO, ZERO)
-                rows = put_end(s, rows, block, block + HUGE_SIZE)
-                rows = put(s, rows, COLLAPSE, block, s.vmas[row, V_FLAGS], ZERO)
-            elif word & E_HUGE == ZERO:
-                error = EINVAL
-            block += HUGE_SIZE
+        rows = plan_collapse_blocks(s, rows, first, last, s.vmas[row, V_FLAGS])
         here = stop
         row += 1
-    if error != 0 and rows == 0:
-        return -error
-    s.regs[R_RESULT] = U64(error)
+    if error != 0:
+        s.regs[R_RESULT] = U64(error)
+    if rows == 0 and s.regs[R_RESULT] != ZERO:
+        return -int(I64(s.regs[R_RESULT]))
     return rows
 
 

@@ -25,6 +25,7 @@ from shadowmmu.arch.regime import entry_size
 from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, executable_el0, executable_el1, stage2_permits
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget, design_record
+from shadowmmu.designs.interface import CAUSE_REPLACED
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
@@ -43,6 +44,8 @@ from shadowmmu.kvm.layout import (
     V_ESR,
     V_FAR,
     V_HPFAR,
+    V_VTCR,
+    V_VTTBR,
     ZERO,
 )
 from shadowmmu.kvm.notifier import run_host_plan
@@ -132,7 +135,7 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
     if abort.ipa >= ONE << s.regs[R_PA_BITS]:
         return inject_fault(s, vcpu, abort, ADDRESS_SIZE, 0)
     if nested:
-        walk = walk_guest_stage2(s, vcpu, abort.ipa)
+        walk = walk_guest_stage2(s, s.vcpus[vcpu, V_VTTBR], s.vcpus[vcpu, V_VTCR], abort.ipa, False)
         if walk.fault != NONE:
             return inject_fault(s, vcpu, abort, walk.fault, walk.level)
         if abort.kind == PERMISSION and not stage2_permits(walk.descriptor, abort.access):
@@ -285,7 +288,7 @@ def map_fault(
         level -= 1
     observe(s, MAP, ipa, size, pa, prot, U64(mmu))
     if mmu != CANONICAL and (level < 3 or abort.kind == PERMISSION):
-        design_forget(s, mmu, ipa, ipa + size)
+        design_forget(s, mmu, ipa, ipa + size, CAUSE_REPLACED)
     word = stage2_map(s, mmu, ipa, level, pa, prot)
     if word == UNCHANGED:
         return False

@@ -15,6 +15,7 @@ from shadowmmu.arch.stage2 import VALID
 from shadowmmu.arch.tlbi import ipas2_address, ipas2_ttl, ripas2_range, ttl_size
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget
+from shadowmmu.designs.interface import CAUSE_INVALIDATED
 from shadowmmu.kvm.layout import ONE, V_VTTBR, ZERO
 from shadowmmu.kvm.pool import VMID_SHIFT, wipe_shadow
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
@@ -119,7 +120,7 @@ def unmap_for_guest(s: State, mmu: int, start: Word, size: Word) -> None:
     if start + size > input_size(s, mmu):
         observe(s, ERROR, start, size, U64(mmu), ZERO, ZERO)
         return
-    design_forget(s, mmu, start, start + size)
+    design_forget(s, mmu, start, start + size, CAUSE_INVALIDATED)
     unmap_range(s, mmu, start, start + size, True)
 
 

@@ -38,7 +38,7 @@ from shadowmmu.arch.stage2 import (
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.layout import ONE, V_VTCR, V_VTTBR, ZERO
+from shadowmmu.kvm.layout import ONE, ZERO
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, mark_dirty, slot_hva
 from shadowmmu.machine.counters import GUEST_DESCRIPTORS_READ
@@ -77,15 +77,21 @@ class GuestWord(NamedTuple):
 
 
 @kernel
-def read_guest(s: State, canonical_ipa: Word) -> GuestWord:
-    """Read 8 bytes of L1's memory through the VMM's mapping. Mirrors ``kvm_read_guest``."""
-    s.count[GUEST_DESCRIPTORS_READ] += 1
+def read_guest(s: State, canonical_ipa: Word, probe: bool) -> GuestWord:
+    """Read 8 bytes of L1's memory through the VMM's mapping. Mirrors ``kvm_read_guest``.
+
+    A probe has no side effects: it faults nothing in and counts nothing.
+    """
+    if not probe:
+        s.count[GUEST_DESCRIPTORS_READ] += 1
     slot = find_slot(s, canonical_ipa)
     if slot == NO_SLOT:
         return GuestWord(False, ZERO, ZERO)
     hva = slot_hva(s, slot, canonical_ipa)
     page = translate(s, hva)
     if page.size == ZERO:
+        if probe:
+            return GuestWord(False, ZERO, ZERO)
         steps = plan_touch(s, hva, False)
         if steps < 0:
             return GuestWord(False, ZERO, ZERO)
@@ -130,16 +136,18 @@ def output_mask(r: Regime, level: int, descriptor: Word) -> Word:
 
 
 @kernel
-def walk_guest_stage2(s: State, vcpu: int, nested_ipa: Word) -> GuestWalk:
-    """Walk L1's stage 2 for ``nested_ipa``. O(levels) reads of L1's memory."""
+def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe: bool) -> GuestWalk:
+    """Walk L1's stage 2 for ``nested_ipa``. O(levels) reads of L1's memory.
+
+    A probe changes nothing: no page of L1 is faulted in, no access flag set.
+    """
     pa_bits = I64(s.regs[R_PA_BITS])
-    vtcr = s.vcpus[vcpu, V_VTCR]
     r = stage2_regime(vtcr, pa_bits)
     if r.ia_bits < MIN_INPUT_BITS or r.ia_bits > MAX_INPUT_BITS:
         return fault_at(ADDRESS_SIZE, 0)  # Linux leaves ESR's FSC at 0 here
     if not start_table_legal(r, pa_bits):
         return fault_at(TRANSLATION, 0)
-    base = root_base(r, s.vcpus[vcpu, V_VTTBR])
+    base = root_base(r, vttbr)
     if base >> U64(r.oa_bits) != ZERO:
         return fault_at(ADDRESS_SIZE, 0)
     level = r.start_level
@@ -147,14 +155,15 @@ def walk_guest_stage2(s: State, vcpu: int, nested_ipa: Word) -> GuestWalk:
     ipa = nested_ipa & ((ONE << U64(r.ia_bits)) - ONE)
     entry = base + ((ipa >> U64(level_shift(r, level))) << THREE)
     while True:
-        word = read_guest(s, entry)
+        word = read_guest(s, entry, probe)
         if not word.found:
             return fault_at(EXTERNAL_WALK, level)
         descriptor = word.value
         if descriptor & VALID == ZERO:
             return fault_at(TRANSLATION, level)
         if level == 3 or descriptor & TABLE == ZERO:
-            return guest_leaf(s, r, level, descriptor, entry, ipa, vtcr & VTCR_HA != ZERO)
+            update = vtcr & VTCR_HA != ZERO
+            return guest_leaf(s, r, level, descriptor, entry, ipa, update, probe)
         if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
             return fault_at(ADDRESS_SIZE, level)
         level += 1
@@ -164,7 +173,14 @@ def walk_guest_stage2(s: State, vcpu: int, nested_ipa: Word) -> GuestWalk:
 
 @inline
 def guest_leaf(
-    s: State, r: Regime, level: int, descriptor: Word, entry: Word, ipa: Word, hardware_af: bool
+    s: State,
+    r: Regime,
+    level: int,
+    descriptor: Word,
+    entry: Word,
+    ipa: Word,
+    update: bool,
+    probe: bool,
 ) -> GuestWalk:
     """The end of the walk: checks of the leaf, the access flag, the output address."""
     if level == 3 and descriptor & PAGE_BIT == ZERO:
@@ -174,9 +190,9 @@ def guest_leaf(
     if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
         return fault_at(ADDRESS_SIZE, level)
     if descriptor & AF == ZERO:
-        if not hardware_af:
+        if not update:
             return fault_at(ACCESS_FLAG, level)
-        if not set_guest_access_flag(s, entry, descriptor):
+        if not probe and not set_guest_access_flag(s, entry, descriptor):
             return fault_at(EXTERNAL_WALK, level)
         descriptor |= AF
     inside = output_mask(r, level, descriptor)

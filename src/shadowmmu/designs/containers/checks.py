@@ -151,5 +151,5 @@ def rb_check(words: Words, tree: Word | int) -> None:
         assert up >> 1 == parent, f"node {node}: parent {up >> 1}, reached from {parent}"
         assert not (red and (red_above or not parent)), f"node {node}: red below red, or a red root"
         assert depth <= limit, f"node {node}: depth {depth} in a tree of {len(order)}"
-        for side in (rb.N_LEFT, rb.N_RIGHT):
-            stack.append((int(words[node + int(side)]), node, black + (not red), depth + 1, red))
+        children = (int(words[node + int(side)]) for side in (rb.N_LEFT, rb.N_RIGHT))
+        stack.extend((child, node, black + (not red), depth + 1, red) for child in children)

@@ -309,6 +309,18 @@ def edit_items(edit: Edit) -> Word:
     return items
 
 
+@inline
+def edit_in_place(words: Words, count: Counts, tree: Word, leaf: Word, grown: Word, edit: Edit) -> None:
+    """Carry ``edit`` out in ``leaf``, which can take it; a lone gap is no tree."""
+    removed = filled(words, leaf, edit.low, edit.high + ONE)
+    words[tree + T_ENTRIES] = words[tree + T_ENTRIES] + edit_entries(edit) - removed
+    edit_leaf(words, leaf, slots_used(words, leaf), grown, edit)
+    if grown == ONE and edit.value == ZERO:
+        give_node(words, count, tree, leaf)
+        words[tree + T_ROOT] = ZERO
+        words[tree + T_HEIGHT] = ZERO
+
+
 @kernel
 def restructure(words: Words, count: Counts, tree: Word, left: Word, right: Word, edit: Edit) -> None:
     """Carry out an edit that no single leaf can take in place; both paths are recorded."""
@@ -344,27 +356,26 @@ def store_at(
     # A gap is written together with what follows it: it may have to grow over the next gap, and may
     # not end a leaf.
     reach = last + ONE if value == ZERO and last != END else last
+    used = slots_used(words, leaf)
+    right = leaf
+    high = low
     if reach <= top:
-        used = slots_used(words, leaf)
         high = slot_for(words, leaf, low, used, reach)
-        edit = plan_edit(words, found, leaf, low, leaf, high, top, first, last, value)
+    else:
+        find_right_path(words, count, tree, reach)
+        right = words[RIGHT + PATH_NODE + height - ONE]
+        high = words[RIGHT + PATH_SLOT + height - ONE]
+        top = words[RIGHT + PATH_TOP + height - ONE]
+    edit = plan_edit(words, found, leaf, low, right, high, top, first, last, value)
+    if right == leaf:
         grown = used + edit_items(edit) - (edit.high + ONE - edit.low)
         if grown <= SLOTS and (height == ONE or grown >= least_slots(SLOTS)):
-            removed = filled(words, leaf, edit.low, edit.high + ONE)
-            words[tree + T_ENTRIES] = words[tree + T_ENTRIES] + edit_entries(edit) - removed
-            edit_leaf(words, leaf, used, grown, edit)
-            if grown == ONE and edit.value == ZERO:
-                give_node(words, count, tree, leaf)
-                words[tree + T_ROOT] = ZERO
-                words[tree + T_HEIGHT] = ZERO
+            edit_in_place(words, count, tree, leaf, grown, edit)
             return True
     if not pool_has(words, NODE_CLASS, height + ONE):
         return False
-    find_right_path(words, count, tree, reach)
-    right = words[RIGHT + PATH_NODE + height - ONE]
-    high = words[RIGHT + PATH_SLOT + height - ONE]
-    top = words[RIGHT + PATH_TOP + height - ONE]
-    edit = plan_edit(words, found, leaf, low, right, high, top, first, last, value)
+    if right == leaf:
+        find_right_path(words, count, tree, reach)
     restructure(words, count, tree, leaf, right, edit)
     return True
 

@@ -15,6 +15,8 @@ its leaf and no two gaps are neighbours.
 
 from __future__ import annotations
 
+from typing import Final
+
 from shadowmmu.compiled import Counts, Word, Words, inline, kernel
 from shadowmmu.designs.containers.maple_node import (
     CHILD,
@@ -49,6 +51,11 @@ from shadowmmu.designs.containers.maple_node import (
     write_node,
 )
 from shadowmmu.machine.counters import NODES_VISITED
+
+NOBODY: Final = 0
+ON_LEFT: Final = 1
+ON_RIGHT: Final = 2
+"""Where the node that is taken in stands."""
 
 
 @kernel
@@ -99,18 +106,33 @@ def free_between(words: Words, count: Counts, tree: Word) -> Word:
 
 
 @inline
-def take_left(words: Words, count: Counts, tree: Word, level: Word, items: Word) -> Word:
-    """Take in the node before the left path at ``level``; returns the length of the work area.
-
-    The nodes of the left path that lose their only child on the way up are freed, unless the right path
-    needs them. Unchanged if there is no such node.
-    """
+def left_turn(words: Words, level: Word) -> Word:
+    """Depth below the deepest node over ``level`` that has something before the left path; 0 for none."""
     depth = level
     while depth > ZERO and words[LEFT + PATH_SLOT + depth - ONE] == ZERO:
         depth -= ONE
-    if depth == ZERO:
-        return items
-    depth -= ONE
+    return depth
+
+
+@inline
+def right_turn(words: Words, level: Word) -> Word:
+    """Depth below the deepest node over ``level`` that has something after the right path; 0 for none."""
+    depth = level
+    while depth > ZERO and words[RIGHT + PATH_SLOT + depth - ONE] + ONE == slots_used(
+        words, words[RIGHT + PATH_NODE + depth - ONE]
+    ):
+        depth -= ONE
+    return depth
+
+
+@kernel
+def take_left(words: Words, count: Counts, tree: Word, level: Word, items: Word) -> Word:
+    """Take in the node before the left path at ``level``; returns the length of the work area.
+
+    There is one. The nodes of the left path that lose their only child on the way up are freed, unless
+    the right path needs them.
+    """
+    depth = left_turn(words, level) - ONE
     slot = words[LEFT + PATH_SLOT + depth] - ONE
     words[LEFT + PATH_SLOT + depth] = slot
     node = words[LEFT + PATH_NODE + depth]
@@ -135,17 +157,10 @@ def take_left(words: Words, count: Counts, tree: Word, level: Word, items: Word)
     return items + used
 
 
-@inline
+@kernel
 def take_right(words: Words, count: Counts, tree: Word, level: Word, items: Word) -> Word:
     """Take in the node after the right path at ``level``: the mirror image of ``take_left``."""
-    depth = level
-    while depth > ZERO and words[RIGHT + PATH_SLOT + depth - ONE] + ONE == slots_used(
-        words, words[RIGHT + PATH_NODE + depth - ONE]
-    ):
-        depth -= ONE
-    if depth == ZERO:
-        return items
-    depth -= ONE
+    depth = right_turn(words, level) - ONE
     slot = words[RIGHT + PATH_SLOT + depth] + ONE
     words[RIGHT + PATH_SLOT + depth] = slot
     node = words[RIGHT + PATH_NODE + depth]
@@ -169,32 +184,31 @@ def take_right(words: Words, count: Counts, tree: Word, level: Word, items: Word
     return items
 
 
-@inline
-def room_in_left(words: Words, count: Counts, level: Word, items: Word, most: Word) -> bool:
-    """Whether the left sibling, in the same parent, can take so much that two nodes do."""
-    if level == ZERO or words[LEFT + PATH_SLOT + level - ONE] == ZERO:
-        return False
-    parent = words[LEFT + PATH_NODE + level - ONE]
-    sibling = words[parent + SLOT + words[LEFT + PATH_SLOT + level - ONE] - ONE]
-    if items + slots_used(words, sibling) <= most:
-        return True  # ``take_left`` counts the visit
-    count[NODES_VISITED] += 1
-    return False
+@kernel
+def helper_side(words: Words, count: Counts, level: Word, items: Word, kind: Word, slots: Word) -> int:
+    """Which sibling has room for what an overfull node has too much: ``ON_LEFT``, ``ON_RIGHT``, ``NOBODY``.
 
-
-@inline
-def room_in_right(words: Words, count: Counts, level: Word, items: Word, most: Word) -> bool:
-    """Whether the right sibling, in the same parent, can take so much that two nodes do."""
+    Only children of the same parent are asked. Two nodes must hold it all, with slots to spare; the
+    margins are the kernel's. A sibling asked in vain counts as visited.
+    """
     if level == ZERO:
-        return False
-    parent = words[RIGHT + PATH_NODE + level - ONE]
-    slot = words[RIGHT + PATH_SLOT + level - ONE] + ONE
-    if slot >= slots_used(words, parent):
-        return False
-    if items + slots_used(words, words[parent + SLOT + slot]) <= most:
-        return True
-    count[NODES_VISITED] += 1
-    return False
+        return NOBODY
+    most = slots + slots - ONE
+    if kind == LEAF:
+        most -= ONE
+    if words[RIGHT + PATH_TOP + level] == END:
+        most -= ONE
+    parent = words[LEFT + PATH_NODE + level - ONE]
+    slot = words[LEFT + PATH_SLOT + level - ONE]
+    if slot > ZERO:
+        if items + slots_used(words, words[parent + SLOT + slot - ONE]) <= most:
+            return ON_LEFT
+        count[NODES_VISITED] += 1
+    if slot + ONE < slots_used(words, parent):
+        if items + slots_used(words, words[parent + SLOT + slot + ONE]) <= most:
+            return ON_RIGHT
+        count[NODES_VISITED] += 1
+    return NOBODY
 
 
 @inline
@@ -244,26 +258,24 @@ def build_nodes(
 
 @inline
 def collect_parent(words: Words, depth: Word, children: Word) -> Word:
-    """Fill the work area with what the parents at ``depth`` keep and the children just built."""
-    left = words[LEFT + PATH_NODE + depth]
-    right = words[RIGHT + PATH_NODE + depth]
-    items = gather(words, left, ZERO, words[LEFT + PATH_SLOT + depth], ZERO, ZERO)
+    """Fill the work area with the children just built and what their parents, over ``depth``, keep.
+
+    At depth 0 there is no parent: the children alone are what a new root will hold.
+    """
+    items = ZERO
+    if depth > ZERO:
+        left = words[LEFT + PATH_NODE + depth - ONE]
+        items = gather(words, left, ZERO, words[LEFT + PATH_SLOT + depth - ONE], ZERO, ZERO)
     child = ZERO
     while child < children:
         items = set_item(words, items, words[CHILD + child + child], words[CHILD + child + child + ONE])
         child += ONE
-    start = words[RIGHT + PATH_SLOT + depth] + ONE
-    return gather(words, right, start, slots_used(words, right), words[RIGHT + PATH_TOP + depth], items)
-
-
-@inline
-def collect_new_root(words: Words, children: Word) -> Word:
-    """Fill the work area with the children just built and nothing else."""
-    child = ZERO
-    while child < children:
-        set_item(words, child, words[CHILD + child + child], words[CHILD + child + child + ONE])
-        child += ONE
-    return children
+    if depth > ZERO:
+        right = words[RIGHT + PATH_NODE + depth - ONE]
+        start = words[RIGHT + PATH_SLOT + depth - ONE] + ONE
+        top = words[RIGHT + PATH_TOP + depth - ONE]
+        items = gather(words, right, start, slots_used(words, right), top, items)
+    return items
 
 
 @inline
@@ -303,6 +315,7 @@ def rebuild(words: Words, count: Counts, tree: Word, items: Word) -> None:
     """
     height = words[tree + T_HEIGHT]
     depth = height
+    below = height
     kind = LEAF
     while depth > ZERO:
         depth -= ONE
@@ -315,35 +328,32 @@ def rebuild(words: Words, count: Counts, tree: Word, items: Word) -> None:
         if left == right and least <= items <= slots:
             write_node(words, left, kind, ZERO, items)
             return
-        first = ZERO
+        side = NOBODY
         if items < least:
-            before = items
-            items = take_right(words, count, tree, depth, items)
-            if items == before:
-                items = take_left(words, count, tree, depth, items)
-            if items == before:
+            if right_turn(words, depth) > ZERO:
+                side = ON_RIGHT
+            elif left_turn(words, depth) > ZERO:
+                side = ON_LEFT
+            else:
                 free_paths(words, count, tree, depth + ONE)
-                plant_root(words, count, tree, kind, items, height - depth - ONE)
-                return
-        elif left == right and items > slots:
-            most = slots + slots - ONE
-            if kind == LEAF:
-                most -= ONE
-            if words[RIGHT + PATH_TOP + depth] == END:
-                most -= ONE
-            if room_in_left(words, count, depth, items, most):
-                items = take_left(words, count, tree, depth, items)
-                first = slots - ONE
-            elif room_in_right(words, count, depth, items, most):
-                items = take_right(words, count, tree, depth, items)
-                first = items - (slots - ONE)
+                below = height - depth - ONE
+                break
+        elif left == right:
+            side = helper_side(words, count, depth, items, kind, slots)
+        crowded = items > slots
+        if side == ON_LEFT:
+            items = take_left(words, count, tree, depth, items)
+        elif side == ON_RIGHT:
+            items = take_right(words, count, tree, depth, items)
+        first = ZERO
+        if crowded and side == ON_LEFT:
+            first = slots - ONE
+        elif crowded and side == ON_RIGHT:
+            first = items - (slots - ONE)
         give_node(words, count, tree, left)
         if right != left:
             give_node(words, count, tree, right)
         children = build_nodes(words, count, tree, kind, items, first, slots)
+        items = collect_parent(words, depth, children)
         kind = ZERO
-        if depth > ZERO:
-            items = collect_parent(words, depth - ONE, children)
-        else:
-            items = collect_new_root(words, children)
-    plant_root(words, count, tree, kind, items, height)
+    plant_root(words, count, tree, kind, items, below)

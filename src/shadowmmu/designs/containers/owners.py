@@ -15,7 +15,7 @@ from shadowmmu.designs.containers.checks import maple_check, rb_check
 from shadowmmu.designs.containers.pool import Pool
 from shadowmmu.machine.counters import NODES_VISITED
 
-__all__ = ["Mapping", "MapleTree", "RangeEntry", "RedBlackTree"]
+__all__ = ["MapleTree", "Mapping", "RangeEntry", "RedBlackTree"]
 
 LAST_KEY: Final = (1 << 64) - 1
 

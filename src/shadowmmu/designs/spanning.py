@@ -1,0 +1,227 @@
+"""``spanning``: ranges that give up rather than lie. Wei-Lin Chang, v3 of May 2026 (v2 of April without TLBIs).
+
+Idea: each shadow MMU has a maple tree from canonical range to nested address. A fill that overlaps what
+is recorded replaces it all by one spanning range marked UNKNOWN; an unmap that meets UNKNOWN takes the
+whole MMU. A second tree, nested to canonical (the direct map), lets a TLBI remove what it invalidates. A
+failed store marks the MMU broken: the next unmap takes it whole.
+Guarantees: every mapped canonical byte lies in an entry, or the MMU is broken; so nothing is missed.
+Fails by degrading: UNKNOWN is absorbing (only a full unmap heals it), so an L1 that maps pages twice gets
+``sweep`` plus the cost of two trees. A leaf replaced by another size leaves its entry behind.
+What an identical refill does is inferred, not read in the patches (upstream.md, appendix B3).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.containers.maple import (
+    maple_create,
+    maple_destroy,
+    maple_entries,
+    maple_erase,
+    maple_find,
+    maple_store,
+)
+from shadowmmu.designs.containers.maple_node import SLOTS
+from shadowmmu.designs.containers.pool import pool_reset, pool_used
+from shadowmmu.designs.sweep import unmap_whole_mmu
+from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
+from shadowmmu.machine.counters import (
+    BROKEN,
+    FALLBACK_MMU,
+    LOOKUPS,
+    MMUS_VISITED,
+    NODES_VISITED,
+    UNKNOWN_ENTRIES,
+)
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable.context import M_DESIGN, shadow_mmus, shadow_valid
+from shadowmmu.pgtable.unmap import unmap_range
+
+M_MAP: Final = M_DESIGN
+M_DIRECT: Final = M_DESIGN + 1
+M_BROKEN: Final = M_DESIGN + 2
+
+VALID_ENTRY: Final = U64(1)
+UNKNOWN: Final = U64(2)
+FLAGS: Final = U64(3)
+ZERO: Final = U64(0)
+ONE: Final = U64(1)
+
+
+@kernel
+def spanning_init(s: State) -> None:
+    """Two empty trees for each shadow MMU."""
+    pool_reset(s.rmap)
+    for mmu in range(1, shadow_mmus(s) + 1):
+        s.mmus[mmu, M_MAP] = maple_create(s.rmap, SLOTS)
+        s.mmus[mmu, M_DIRECT] = maple_create(s.rmap, SLOTS)
+
+
+@inline
+def give_up(s: State, mmu: int) -> None:
+    """The record of this MMU is not complete any more."""
+    s.mmus[mmu, M_BROKEN] = ONE
+    s.count[BROKEN] += 1
+
+
+@inline
+def store_exact(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word) -> bool:
+    """Record one leaf in both trees; False if either has no room."""
+    last = size - ONE
+    value = nested_ipa | VALID_ENTRY
+    if not maple_store(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa, canonical_ipa + last, value):
+        return False
+    value = canonical_ipa | VALID_ENTRY
+    return maple_store(s.rmap, s.count, s.mmus[mmu, M_DIRECT], nested_ipa, nested_ipa + last, value)
+
+
+@kernel
+def store_overlapping(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word) -> bool:
+    """Replace all that overlaps by one UNKNOWN range, unless it is the same leaf again."""
+    tree = s.mmus[mmu, M_MAP]
+    first = canonical_ipa
+    last = canonical_ipa + (size - ONE)
+    entry = maple_find(s.rmap, s.count, tree, first, last)
+    same = entry.first == first and entry.last == last and entry.value == nested_ipa | VALID_ENTRY
+    if same:
+        return True
+    at = first
+    while entry.value != ZERO:
+        if entry.first < first:
+            first = entry.first
+        if entry.last > last:
+            last = entry.last
+        if entry.last >= canonical_ipa + (size - ONE):
+            break
+        at = entry.last + ONE
+        entry = maple_find(s.rmap, s.count, tree, at, canonical_ipa + (size - ONE))
+    s.count[UNKNOWN_ENTRIES] += 1
+    return maple_store(s.rmap, s.count, tree, first, last, UNKNOWN)
+
+
+@kernel
+def spanning_record(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word) -> None:
+    """A fill: exact if nothing overlaps, else UNKNOWN. O(log entries + entries overlapped)."""
+    if s.mmus[mmu, M_BROKEN] != ZERO:
+        return
+    if allocation_fails(s, GFP_NOWAIT):
+        give_up(s, mmu)
+        return
+    tree_lock(s)
+    last = canonical_ipa + (size - ONE)
+    entry = maple_find(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa, last)
+    if entry.value == ZERO:
+        stored = store_exact(s, mmu, canonical_ipa, nested_ipa, size)
+    else:
+        stored = store_overlapping(s, mmu, canonical_ipa, nested_ipa, size)
+    if not stored:
+        give_up(s, mmu)
+    tree_unlock(s)
+
+
+@kernel
+def spanning_forget(s: State, mmu: int, start: Word, end: Word) -> None:
+    """A TLBI takes nested [start, end): remove what the direct map knows of it; UNKNOWN stays."""
+    direct = s.mmus[mmu, M_DIRECT]
+    tree_lock(s)
+    entry = maple_find(s.rmap, s.count, direct, start, end - ONE)
+    while entry.value != ZERO:
+        canonical_ipa = entry.value & ~FLAGS
+        recorded = maple_find(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa, canonical_ipa)
+        if recorded.value == entry.first | VALID_ENTRY:
+            maple_erase(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa)
+        maple_erase(s.rmap, s.count, direct, entry.first)
+        entry = maple_find(s.rmap, s.count, direct, start, end - ONE)
+    tree_unlock(s)
+
+
+@kernel
+def spanning_forget_mmu(s: State, mmu: int) -> None:
+    """Empty both trees; the MMU is whole again. O(nodes)."""
+    maple_destroy(s.rmap, s.count, s.mmus[mmu, M_MAP])
+    maple_destroy(s.rmap, s.count, s.mmus[mmu, M_DIRECT])
+    s.mmus[mmu, M_BROKEN] = ZERO
+
+
+@kernel
+def take_whole(s: State, mmu: int, may_block: bool) -> int:
+    """The fallback: unmap the whole MMU and start its record again."""
+    s.count[FALLBACK_MMU] += 1
+    spanning_forget_mmu(s, mmu)
+    return unmap_whole_mmu(s, mmu, may_block)
+
+
+@kernel
+def spanning_unmap_mmu(s: State, mmu: int, start: Word, end: Word, may_block: bool) -> int:
+    """Unmap what one MMU's map has over canonical [start, end). O(hits x log entries), or the whole MMU."""
+    if s.mmus[mmu, M_BROKEN] != ZERO:
+        return take_whole(s, mmu, may_block)
+    tree = s.mmus[mmu, M_MAP]
+    direct = s.mmus[mmu, M_DIRECT]
+    removed = 0
+    entry = maple_find(s.rmap, s.count, tree, start, end - ONE)
+    while entry.value != ZERO:
+        if entry.value & UNKNOWN != ZERO:
+            return removed + take_whole(s, mmu, may_block)
+        nested_ipa = entry.value & ~FLAGS
+        maple_erase(s.rmap, s.count, tree, entry.first)
+        known = maple_find(s.rmap, s.count, direct, nested_ipa, nested_ipa)
+        if known.value == entry.first | VALID_ENTRY:
+            maple_erase(s.rmap, s.count, direct, nested_ipa)
+        size = entry.last - entry.first + ONE
+        removed += unmap_range(s, mmu, nested_ipa, nested_ipa + size, may_block)
+        entry = maple_find(s.rmap, s.count, tree, start, end - ONE)
+    return removed
+
+
+@kernel
+def spanning_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
+    """Unmap canonical [start, end) from every valid shadow MMU."""
+    removed = 0
+    for mmu in range(1, shadow_mmus(s) + 1):
+        if shadow_valid(s, mmu):
+            s.count[MMUS_VISITED] += 1
+            s.count[LOOKUPS] += 1
+            tree_lock(s)
+            removed += spanning_unmap_mmu(s, mmu, start, end, may_block)
+            tree_unlock(s)
+    return removed
+
+
+@kernel
+def spanning_covers(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word) -> bool:
+    """Whether an unmap of any page of the leaf finds it: exact entries that agree, UNKNOWN, or broken."""
+    if s.mmus[mmu, M_BROKEN] != ZERO:
+        return True
+    before = s.count[NODES_VISITED]
+    covered = True
+    at = canonical_ipa
+    last = canonical_ipa + (size - ONE)
+    while covered:
+        entry = maple_find(s.rmap, s.count, s.mmus[mmu, M_MAP], at, last)
+        covered = entry.value != ZERO and entry.first <= at
+        if covered and entry.value & UNKNOWN == ZERO:
+            there = (entry.value & ~FLAGS) + (at - entry.first)
+            covered = there == nested_ipa + (at - canonical_ipa)
+        if entry.last >= last:
+            break
+        at = entry.last + ONE
+    s.count[NODES_VISITED] = before
+    return covered
+
+
+@kernel
+def spanning_bytes(s: State) -> int:
+    """Bytes of nodes and tree headers, both trees of every MMU."""
+    return I64(pool_used(s.rmap))
+
+
+@kernel
+def spanning_recorded(s: State) -> int:
+    """Entries of the maps, exact and UNKNOWN."""
+    recorded = 0
+    for mmu in range(1, shadow_mmus(s) + 1):
+        recorded += I64(maple_entries(s.rmap, s.mmus[mmu, M_MAP]))
+    return recorded

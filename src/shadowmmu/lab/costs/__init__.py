@@ -1,0 +1,56 @@
+"""Cost models: TOML files with a price and a source for each unit of work, and what a run costs by them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from shadowmmu.errors import InputError
+
+DEFAULT = "linux-7.3.4-icount"
+PRICES = ("chunk", "leaf", "refault", "flush", "node")
+
+
+@dataclass(frozen=True)
+class Price:
+    """Nanoseconds of one unit of work, what the unit is, and where the number comes from."""
+
+    ns: float
+    per: str
+    source: str
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """A price for each unit of work."""
+
+    name: str
+    unit: str
+    prices: Mapping[str, Price]
+
+    def modelled_ns(self, counters: Mapping[str, int]) -> float:
+        """What unmapping shadows, and faulting in again what notifiers took, costs: counters by public name."""
+        beyond_chunks = max(0, counters["tlbi_range_shadow"] - counters["chunks_shadow"])
+        work = {
+            "chunk": counters["chunks_shadow"],
+            "leaf": counters["leaves_removed"],
+            "refault": counters["refaults_caused"],
+            "flush": beyond_chunks,
+            "node": counters["nodes_visited"],
+        }
+        return sum(self.prices[name].ns * amount for name, amount in work.items())
+
+
+def load_cost_model(name: str = DEFAULT) -> CostModel:
+    """The model of ``lab/costs/NAME.toml``. Raises InputError if it is unknown or incomplete."""
+    path = files(__name__) / f"{name}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        prices = {key: Price(**table["price"][key]) for key in PRICES}
+        return CostModel(table["name"], table["unit"], prices)
+    except FileNotFoundError:
+        raise InputError(f"read cost model '{name}', expected a file of lab/costs") from None
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"cost model '{name}': {error}, expected prices {', '.join(PRICES)}") from None

@@ -1,0 +1,130 @@
+"""One run under one design: judged, counted, priced, timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.designs.dispatch import design_bytes
+from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.engine.executor import Executor
+from shadowmmu.engine.setup import Machine
+from shadowmmu.events.schema import Scenario
+from shadowmmu.lab.costs import CostModel
+from shadowmmu.lab.results import Agreement, DesignResult, RunKind, Verdict
+from shadowmmu.machine.counters import counter_names
+from shadowmmu.machine.frames import is_table, owner_mmu
+from shadowmmu.machine.state import R_NEXT_FRAME, R_PAGE_SHIFT, State
+from shadowmmu.pgtable.context import CANONICAL, M_LEAVES
+from shadowmmu.verify.judge import Judge, judge_points
+
+ONE = U64(1)
+
+
+@kernel
+def record_bytes(s: State) -> int:
+    """Bytes of the design's record: its nodes, and a word of ``side`` for each shadow descriptor. O(frames)."""
+    tables = 0
+    if len(s.side) > 1:
+        frame = ONE
+        while frame < s.regs[R_NEXT_FRAME]:
+            if is_table(s, frame) and owner_mmu(s, frame) != CANONICAL:
+                tables += 1
+            frame += ONE
+    return design_bytes(s) + (tables << I64(s.regs[R_PAGE_SHIFT]))
+
+
+@dataclass
+class Peaks:
+    """The most seen at any look."""
+
+    leaves: int = 0
+    record_bytes: int = 0
+
+    def sample(self, state: State) -> None:
+        """Look at the machine now."""
+        self.leaves = max(self.leaves, int(state.mmus[1:, M_LEAVES].sum()))
+        self.record_bytes = max(self.record_bytes, int(record_bytes(state)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A judged run: the executor at its end, what the judge found, the peaks."""
+
+    executor: Executor
+    judge: Judge
+    peaks: Peaks
+    judged: bool
+
+
+def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> Measured:
+    """Execute the whole scenario, looking after the events ``mode`` names."""
+    executor = Executor(scenario, design, replace(machine, judged=True))
+    judge = Judge()
+    peaks = Peaks()
+    for event in judge_points(executor, mode):
+        executor.run(event)
+        peaks.sample(executor.state)
+        executor.run(event + 1)
+        judge.look(executor, event)
+        peaks.sample(executor.state)
+    executor.run()
+    peaks.sample(executor.state)
+    return Measured(executor, judge, peaks, mode != "never")
+
+
+def time_run(scenario: Scenario, design: str, machine: Machine) -> float:
+    """Nanoseconds of the compiled loop without judge, log or ghost record."""
+    executor = Executor(scenario, design, replace(machine, judged=False, logged=False))
+    executor.run()
+    return executor.seconds * 1e9
+
+
+def verdict_of(measured: Measured) -> Verdict:
+    """What the judge's findings come to."""
+    if not measured.judged:
+        return Verdict(False, "not judged", judged=False)
+    worst = measured.judge.worst
+    if worst is None:
+        looks = measured.judge.looks
+        return Verdict(True, f"no rule broken in {looks} looks")
+    return Verdict(False, f"{worst.summary} (event {worst.event})", worst.lines)
+
+
+def counters_of(measured: Measured) -> dict[str, int]:
+    """Every counter by public name, and the sums a report wants."""
+    values = {name: int(v) for name, v in zip(counter_names(), measured.executor.state.count, strict=True)}
+    values["tlbis"] = values["tlbi_range"] + values["tlbi_ipa"] + values["tlbi_vmid"]
+    values["reverse_map_bytes"] = measured.peaks.record_bytes
+    return values
+
+
+def measure(
+    scenario: Scenario,
+    design: str,
+    machine: Machine,
+    costs: CostModel,
+    *,
+    kind: RunKind,
+    mode: str,
+    agreement: Agreement | None = None,
+    measured: Measured | None = None,
+) -> DesignResult:
+    """Judge, count, price and time one run under one design."""
+    if measured is None:
+        measured = run_judged(scenario, design, machine, mode)
+    counters = counters_of(measured)
+    return DesignResult(
+        run=scenario.name,
+        kind=kind,
+        design=design,
+        ipa_limit_bits=machine.ipa_limit_bits,
+        shadow_mmus=len(measured.executor.state.mmus) - 1,
+        leaves=measured.peaks.leaves,
+        verdict=verdict_of(measured),
+        counters=counters,
+        modelled_ns=costs.modelled_ns(counters),
+        measured_ns=time_run(scenario, design, machine),
+        agreement=agreement,
+        claims_safety=CATALOGUE[design].claims_safety,
+    )

@@ -1,0 +1,174 @@
+"""The judge: when to look, what to say of what was found.
+
+``Judge.look`` runs the rules on the machine as it stands after an event. The first violation of each kind
+is kept; a stale leaf outweighs an incomplete record, which is a stale leaf waiting for its notifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shadowmmu.arch.fault import NONE, Fault
+from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF
+from shadowmmu.compiled import U64
+from shadowmmu.engine.executor import Executor
+from shadowmmu.events.schema import DONTNEED, DUMP, HOST_WRITE, LOG, MPROTECT, SLOT, TLBI
+from shadowmmu.events.script import format_event
+from shadowmmu.kvm.slots import NO_SLOT
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable.context import M_ENABLED, M_VTTBR
+from shadowmmu.verify.rules import (
+    CHECK_HOST,
+    CHECK_RECORD,
+    HOLDS,
+    NOT_COVERED,
+    RULES,
+    STALE_LEAF,
+    Finding,
+    address_chain,
+    judge_leaves,
+    judge_tables,
+    judge_tlbi,
+)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken rule: which, after which event, and the chain of addresses that shows it."""
+
+    rule: str
+    meaning: str
+    event: int
+    lines: list[str]
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return self.lines[0]
+
+
+@dataclass
+class Judge:
+    """Looks at a machine after chosen events; keeps the first violation of every rule."""
+
+    compose: bool = True
+    found: dict[int, Violation] = field(default_factory=dict)
+    looks: int = 0
+    awaiting_tlbi: int = 0
+    """Leaves that differed from L1's table at the last look: legal until L1 invalidates them."""
+
+    def look(self, executor: Executor, event: int) -> None:
+        """Check every rule after ``event``. O(leaves + words of tables)."""
+        self.looks += 1
+        state = executor.state
+        checks = 0 if STALE_LEAF in self.found else CHECK_HOST
+        checks |= 0 if NOT_COVERED in self.found else CHECK_RECORD
+        finding = judge_leaves(state, checks, self.compose)
+        self.awaiting_tlbi = int(finding.awaiting)
+        self._note(executor, event, finding)
+        if finding.rule == NOT_COVERED and checks & CHECK_HOST:
+            self._note(executor, event, judge_leaves(state, CHECK_HOST, False))
+        self._note(executor, event, judge_tables(state))
+        self._note(executor, event, survivor(executor, event))
+
+    def _note(self, executor: Executor, event: int, finding: Finding | None) -> None:
+        if finding is None:
+            return
+        rule = int(finding.rule)
+        if rule != HOLDS and rule not in self.found:
+            name, meaning = RULES[rule]
+            lines = describe(executor, event, finding)
+            self.found[rule] = Violation(name, meaning, event, lines)
+
+    @property
+    def worst(self) -> Violation | None:
+        """What decides the verdict: any other rule before an incomplete record."""
+        for rule in sorted(self.found, key=lambda r: (r == NOT_COVERED, r)):
+            return self.found[rule]
+        return None
+
+
+def survivor(executor: Executor, event: int) -> Finding | None:
+    """What rule A7 finds right after a TLBI of L1; None after any other event."""
+    row = executor.scenario.events[event]
+    if int(row["kind"]) != TLBI:
+        return None
+    return judge_tlbi(executor.state, int(row["vcpu"]), int(row["a"]), U64(row["b"]))
+
+
+def describe(executor: Executor, event: int, finding: Finding) -> list[str]:
+    """What was found, ready to print: the rule, the event, the leaf, the chain of addresses."""
+    name, meaning = RULES[int(finding.rule)]
+    scenario = executor.scenario
+    lines = [f"{name}: {meaning}", f"  event  {scenario.where(event)}"]
+    if not scenario.events[event]["line"]:
+        lines.append(f"         {format_event(scenario, event)}")
+    if not int(finding.word):
+        return lines
+    if not int(finding.size):
+        return [*lines, f"  table  descriptors from word {int(finding.word):#x}"]
+    return lines + leaf_lines(executor.state, finding) + chain_lines(executor.state, finding)
+
+
+def leaf_lines(state: State, finding: Finding) -> list[str]:
+    """The shadow leaf: where it stands and what it says."""
+    mmu = int(finding.mmu)
+    descriptor = int(state.mem[finding.word])
+    pa = descriptor & int(OA_BITS) & ~(int(finding.size) - 1)
+    row = state.mmus[mmu]
+    return [
+        f"  leaf   nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x}) "
+        f"nested IPA {int(finding.nested_ipa):#x}, {size_text(int(finding.size))}, PA {pa:#x}",
+        f"         descriptor {descriptor:#018x} at word {int(finding.word):#x}: "
+        f"{STAGE2_LEAF.describe(descriptor & ~int(OA_BITS))}",
+    ]
+
+
+def chain_lines(state: State, finding: Finding) -> list[str]:
+    """Nested IPA, L1's table now, canonical IPA at fill, host address, host frame now."""
+    canonical_ipa = int(finding.canonical_ipa)
+    chain = address_chain(state, int(finding.mmu), U64(finding.nested_ipa), U64(canonical_ipa))
+    lines = [f"  filled from canonical IPA {canonical_ipa:#x}"]
+    if not state.mmus[int(finding.mmu), M_ENABLED]:
+        lines.append("  L1     stage 2 off: nested IPA is canonical IPA")
+    elif chain.fault == NONE:
+        lines.append(f"  L1     guest stage 2 sends it to {int(chain.output):#x} now, level {chain.level}")
+    else:
+        lines.append(f"  L1     guest stage 2 has it no more: {Fault(int(chain.fault), int(chain.level))}")
+    if chain.slot == NO_SLOT:
+        return [*lines, "  host   no memslot holds it any more"]
+    where = f"  host   user address {int(chain.hva):#x}"
+    if not int(chain.size):
+        return [*lines, f"{where} maps nothing"]
+    access = "writable" if chain.writable else "read-only"
+    return [*lines, f"{where} maps PA {int(chain.pa):#x} ({size_text(int(chain.size))}, {access})"]
+
+
+def size_text(size: int) -> str:
+    """4K, 2M, 1G."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if size >= 1 << shift and not size & ((1 << shift) - 1):
+            return f"{size >> shift}{unit}"
+    return str(size)
+
+
+def judge_points(executor: Executor, mode: str) -> list[int]:
+    """Events after which to look: ``always`` all of them, ``notifiers`` those that may unmap, ``dumps``.
+
+    The last event is always among them, unless ``mode`` is ``never``.
+    """
+    kinds = executor.scenario.events["kind"].tolist()
+    if mode == "never" or not kinds:
+        return []
+    if mode == "always":
+        return list(range(len(kinds)))
+    if mode == "dumps":
+        chosen = [i for i, kind in enumerate(kinds) if kind == DUMP]
+    else:
+        host = set(range(DONTNEED, MPROTECT + 1)) - {HOST_WRITE}
+        wanted = host | {TLBI, SLOT, LOG}
+        chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
+    if not chosen or chosen[-1] != len(kinds) - 1:
+        chosen.append(len(kinds) - 1)
+    return chosen
+

@@ -98,6 +98,7 @@ if INTERPRETED:
 
 else:
     import numba
+    from numba.core.codegen import CPUCodeLibrary
 
     # Kernels never allocate, so they run without Numba's reference counting (``_nrt=False``): with
     # it the same map costs six times as much. The option is private, hence the pinned Numba range.
@@ -108,6 +109,27 @@ else:
         "_nrt": False,
     }
     _FOLDER = cache_folder()
+
+    _ROUTINES: set[Any] = set()
+
+    def _keep_routines_private(optimize: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Before a module is optimised, hide the routines linked into it.
+
+        As private functions they can be inlined where they have one caller, and lose the arguments they
+        do not use; a ``State`` passed by value is 133 words.
+        """
+
+        def optimize_final_module(self: Any) -> None:
+            for library in self._linking_libraries:
+                if library in _ROUTINES:
+                    for routine in library._final_module.functions:
+                        if not routine.is_declaration:
+                            self._final_module.get_function(routine.name).linkage = "internal"
+            optimize(self)
+
+        return optimize_final_module
+
+    CPUCodeLibrary._optimize_final_module = _keep_routines_private(CPUCodeLibrary._optimize_final_module)
 
     def _compile(function: Function, **extra: Any) -> Function:
         # The locator reads CACHE_DIR while decorating; restoring it leaves other users of Numba alone.
@@ -142,6 +164,7 @@ else:
             result = inner._compiler.compile(args, None)
             library = result.library
             library._finalized = True  # its callees are linked where it is, once, not into it
+            _ROUTINES.add(library)
             needed = dict.fromkeys([library, *library._linking_libraries])
             key = object()
             result.target_context.insert_user_function(key, result.fndesc, list(needed))

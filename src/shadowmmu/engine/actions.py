@@ -26,6 +26,7 @@ from shadowmmu.events.schema import (
     NOHUGEPAGE,
     PAGEOUT,
     POKE,
+    PUNCH,
     SET_STAGE2,
     SLOT,
     TLBI,
@@ -69,11 +70,13 @@ from shadowmmu.host.layout import (
     PAGE_SIZE,
     R_RESUME,
 )
-from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap
+from shadowmmu.host.tables import translate
+from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
 from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
+from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import HVC, observe
 from shadowmmu.machine.state import State
 
@@ -171,7 +174,7 @@ def unmap_guest(s: State, vcpu: int, op: Words) -> int:
 
 @kernel
 def touch(s: State, vcpu: int, op: Words) -> int:
-    """L2 makes its next access; enters before the first, leaves after the last or at a fault."""
+    """L2's accesses, up to the next abort; enters before the first, leaves after the last or at a fault."""
     done = s.regs[G_CURSOR]
     if done == ZERO:
         access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
@@ -179,30 +182,32 @@ def touch(s: State, vcpu: int, op: Words) -> int:
         access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
         enter_l2(s, vcpu)
     outcome = DONE
-    if done < op[C]:
+    fetched = False  # without an abort in between, the code page is still where it was
+    while outcome == DONE and done < op[C]:
+        aborts = s.count[GUEST_ABORTS]
         va = op[A] + done * op[B]
-        outcome = touch_once(s, vcpu, va, I64(op[D]), op[E], done == ZERO)
+        outcome = touch_once(s, vcpu, va, I64(op[D]), op[E], done == ZERO, fetched)
+        fetched = s.count[GUEST_ABORTS] == aborts
         if outcome == DONE:
-            s.regs[G_CURSOR] = done + ONE
-            if done + ONE < op[C]:
-                return MORE
             done += ONE
+            if not fetched and done < op[C]:
+                s.regs[G_CURSOR] = done
+                return MORE
     if outcome == DONE:
         hypercall(s, vcpu, op[E])
     leave_l2(s, vcpu)
     answer_mailbox(s, vcpu)
     s.regs[G_LEFT] = op[C] - done
     s.regs[G_STATUS] = U64(outcome)
-    observe(
-        s,
-        HVC,
-        s.vcpus[vcpu, V_ESR],
-        s.vcpus[vcpu, V_FAR],
-        s.vcpus[vcpu, V_HPFAR],
-        s.vcpus[vcpu, V_ELR],
-        op[C] - done,
-    )
+    report_touch(s, vcpu, op[C] - done)
     return EVENT_STUCK if outcome == STUCK else EVENT_DONE
+
+
+@inline
+def report_touch(s: State, vcpu: int, left: Word) -> None:
+    """What L1 saw when L2 left: its syndrome registers, and how many accesses were not made."""
+    row = s.vcpus[vcpu]
+    observe(s, HVC, row[V_ESR], row[V_FAR], row[V_HPFAR], row[V_ELR], left)
 
 
 @kernel
@@ -232,12 +237,16 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
 
 @kernel
 def host_write(s: State, op: Words) -> int:
-    """The VMM stores to the next page of a range."""
-    offset = s.regs[G_CURSOR] * PAGE_SIZE
+    """The VMM stores to the next page of a range; a huge page is all there after the first store to it."""
+    offset = s.regs[G_CURSOR]
     if offset >= op[B]:
         return EVENT_DONE
     vmm_store(s, op[A] + offset)
-    s.regs[G_CURSOR] += ONE
+    hva = host_address(op[A] + offset)
+    size = translate(s, hva).size
+    if size < PAGE_SIZE:
+        size = PAGE_SIZE
+    s.regs[G_CURSOR] = offset + (size - (hva & (size - ONE)))
     return MORE
 
 
@@ -246,6 +255,8 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
     """Plan a memory-management call of the VMM: rows, or a negative errno."""
     if kind == DONTNEED:
         return plan_dontneed(s, hva, size)
+    if kind == PUNCH:
+        return plan_punch(s, hva, size)
     if kind == MUNMAP:
         return plan_munmap(s, hva, size)
     if kind == MMAP:

@@ -5,6 +5,7 @@ One Python call runs as many events as it can; it returns for an observation, fo
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from shadowmmu.events.schema import DUMP, GETLOG, Kind
 from shadowmmu.host.setup import host_grow
 from shadowmmu.kvm.dirty import get_dirty_log
 from shadowmmu.machine.ghost import grave_rehash
-from shadowmmu.machine.state import R_EVENT, State, grow
+from shadowmmu.machine.state import R_EVENT, R_GHOST_ON, R_LOG_ON, State, grow
 
 AfterEvent = Callable[["Executor"], None]
 
@@ -75,6 +76,18 @@ class Executor:
                 after_event(self)
         if not self.scenario.events.size or last == len(self._kinds):
             compilation_finished()
+
+    def fork(self) -> Executor:
+        """A second machine in the same state, without the judge's memory and the log: for timing."""
+        twin = copy.copy(self)
+        copies = {name: array.copy() for name, array in self.state._asdict().items()}
+        nothing = np.zeros(1, np.uint64)
+        twin.state = State(**copies)._replace(ghost=nothing, graves=nothing)
+        twin.state.regs[R_GHOST_ON] = 0
+        twin.state.regs[R_LOG_ON] = 0
+        twin.dumps = []
+        twin.seconds = 0.0
+        return twin
 
     def _advance(self, until: int) -> None:
         while self.position < until:

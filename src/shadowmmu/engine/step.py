@@ -24,9 +24,9 @@ from shadowmmu.events.schema import (
     GETLOG,
     IDLEGET,
     MARK,
-    MPROTECT,
     PAGEMAP,
     PEEK,
+    PUNCH,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ZERO
 from shadowmmu.host.setup import host_reserve
@@ -100,7 +100,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= MPROTECT:
+        elif kind <= PUNCH:
             outcome = host_action(s, kind, operands[i])
         else:
             outcome = vm_action(s, kind, operands[i])

@@ -65,6 +65,7 @@ _LIST = (
     _host("collapse", schema.COLLAPSE),
     _host("mergeable", schema.MERGEABLE),
     _host("pageout", schema.PAGEOUT),
+    _host("punch", schema.PUNCH),
     _host("write", schema.HOST_WRITE),
     _host("ret", schema.HOST_WRITE),
     Command("mprotect", "mprotect CIPA SIZE [rw]", 2, 3, "after", schema.MPROTECT),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from shadowmmu.errors import InputError
 from shadowmmu.events.schema import PROT_READ, PROT_WRITE
 
 _NUMBER = re.compile(
@@ -27,7 +28,7 @@ ATTRIBUTE_LETTERS = "rwxac"
 NO_LETTERS = ("0", "-")
 
 
-class ScenarioError(Exception):
+class ScenarioError(InputError):
     """A script that cannot be read: where, what was read, and what was expected there."""
 
     def __init__(self, path: str, line_number: int, line: str, read: str, expected: str) -> None:

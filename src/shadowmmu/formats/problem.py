@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from shadowmmu.errors import InputError
 
-class FormatError(Exception):
+
+class FormatError(InputError):
     """A text that cannot be read: where, what was read, and what was expected there.
 
     ``line_number`` counts from 1; 0 means the text as a whole.

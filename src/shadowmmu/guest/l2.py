@@ -28,18 +28,24 @@ def leave_l2(s: State, vcpu: int) -> None:
 
 
 @kernel
-def touch_once(s: State, vcpu: int, va: Word, access: int, code_ipa: Word, first: bool) -> int:
-    """One access of L2 at ``va``: DONE, INJECTED (L1 must look), or STUCK."""
-    pc = code_ipa
-    if not first:
-        pc = code_ipa + (PC_STORE if access == WRITE else PC_LOAD)
+def touch_once(
+    s: State, vcpu: int, va: Word, access: int, code_ipa: Word, first: bool, fetched: bool
+) -> int:
+    """One access of L2 at ``va``: DONE, INJECTED (L1 must look), or STUCK.
+
+    ``fetched``: the code page is known to be mapped, so its translation need not be tried again.
+    """
+    data_pc = code_ipa + (PC_STORE if access == WRITE else PC_LOAD)
+    pc = code_ipa if first else data_pc
     for _attempt in range(TRIES):
-        outcome = try_access(s, vcpu, pc, EXECUTE, pc)
-        if outcome == RESUME:
-            continue
-        if outcome != DONE:
-            return outcome
-        pc = code_ipa + (PC_STORE if access == WRITE else PC_LOAD)
+        if not fetched:
+            outcome = try_access(s, vcpu, pc, EXECUTE, pc)
+            if outcome == RESUME:
+                continue
+            if outcome != DONE:
+                return outcome
+        fetched = False
+        pc = data_pc
         outcome = try_access(s, vcpu, va, access, va if access == EXECUTE else pc)
         if outcome != RESUME:
             return outcome

@@ -77,6 +77,27 @@ def plan_zap_vma(s: State, rows: int, start: Word, end: Word) -> int:
 
 
 @kernel
+def plan_punch(s: State, hva: Word, size: Word) -> int:
+    """Plan a bare invalidation: the range goes with one notifier of exactly its bounds.
+
+    No kernel function: what the notifier's contract allows and 7.3.4's huge-page code, which announces
+    every split of a 2M leaf too, happens not to do. ``-EINVAL`` for a bad range. O(1).
+    """
+    s.regs[R_RESULT] = ZERO
+    s.regs[R_RESUME] = ZERO
+    end = range_end(hva, size)
+    if end == ZERO:
+        return -EINVAL
+    rows = put_start(s, 0, hva, end)
+    if hva & HUGE_MASK != hva:
+        rows = put(s, rows, SPLIT, hva & HUGE_MASK, ZERO, ZERO)
+    if end & HUGE_MASK != end:
+        rows = put(s, rows, SPLIT, end & HUGE_MASK, ZERO, ZERO)
+    rows = put(s, rows, ZAP, hva, end, ONE)
+    return put_end(s, rows, hva, end)
+
+
+@kernel
 def plan_dontneed(s: State, hva: Word, size: Word) -> int:
     """Plan madvise(hva, size, MADV_DONTNEED): the number of rows. O(VMAs in the range).
 

@@ -12,7 +12,7 @@ from shadowmmu.arch.fault import NONE, Fault
 from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF
 from shadowmmu.compiled import U64
 from shadowmmu.engine.executor import Executor
-from shadowmmu.events.schema import DONTNEED, DUMP, HOST_WRITE, LOG, MPROTECT, SLOT, TLBI
+from shadowmmu.events.schema import DONTNEED, DUMP, HOST_WRITE, LOG, PUNCH, SLOT, TLBI
 from shadowmmu.events.script import format_event
 from shadowmmu.kvm.slots import NO_SLOT
 from shadowmmu.machine.state import State
@@ -165,7 +165,7 @@ def judge_points(executor: Executor, mode: str) -> list[int]:
     if mode == "dumps":
         chosen = [i for i, kind in enumerate(kinds) if kind == DUMP]
     else:
-        host = set(range(DONTNEED, MPROTECT + 1)) - {HOST_WRITE}
+        host = set(range(DONTNEED, PUNCH + 1)) - {HOST_WRITE}
         wanted = host | {TLBI, SLOT, LOG}
         chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
     if not chosen or chosen[-1] != len(kinds) - 1:

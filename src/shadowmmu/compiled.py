@@ -21,13 +21,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 U64 = np.uint64
-I64 = np.int64
+if TYPE_CHECKING:
+    I64 = int  # to the type checker a count or level is an int, whichever mode runs
+else:
+    I64 = np.int64
 
 Word: TypeAlias = np.uint64
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -109,6 +112,8 @@ else:
         "_nrt": False,
     }
     _FOLDER = cache_folder()
+    _settings: Any = numba.config
+    _unliteral: Any = numba.types.unliteral
 
     _ROUTINES: set[Any] = set()
 
@@ -129,16 +134,17 @@ else:
 
         return optimize_final_module
 
-    CPUCodeLibrary._optimize_final_module = _keep_routines_private(CPUCodeLibrary._optimize_final_module)
+    _library: Any = CPUCodeLibrary
+    _library._optimize_final_module = _keep_routines_private(_library._optimize_final_module)
 
     def _compile(function: Function, **extra: Any) -> Function:
         # The locator reads CACHE_DIR while decorating; restoring it leaves other users of Numba alone.
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(_FOLDER)
+        before = _settings.CACHE_DIR
+        _settings.CACHE_DIR = str(_FOLDER)
         try:
             outer = numba.njit(**_OPTIONS, **extra)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            _settings.CACHE_DIR = before
         _serve_callers(outer, numba.njit(**{**_OPTIONS, "cache": False}, **extra)(function))
         return outer  # type: ignore[no-any-return]
 
@@ -171,8 +177,8 @@ else:
             inner.overloads[args] = result._replace(entry_point=key)
 
         def template_for(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
-            plain = tuple(numba.types.unliteral(a) for a in args)
-            return of_inner(plain, {k: numba.types.unliteral(a) for k, a in kws.items()})
+            plain = tuple(_unliteral(a) for a in args)
+            return of_inner(plain, {k: _unliteral(a) for k, a in kws.items()})
 
         of_inner = inner.get_call_template
         inner._compiler._customize_flags = no_machine_code

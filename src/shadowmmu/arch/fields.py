@@ -27,6 +27,8 @@ class Field:
     width: int
     meaning: str
     values: Mapping[int, str] = field(default_factory=dict)
+    address: bool = False
+    """The field is an address without its low bits: it is printed in place."""
 
     @property
     def mask(self) -> int:
@@ -90,5 +92,6 @@ class Layout:
             value = f.get(int(word))
             if value:
                 text = f.values.get(value)
-                shown.append(f"{f.name}={value:#x}" + (f" ({text})" if text else ""))
+                printed = value << f.lsb if f.address else value
+                shown.append(f"{f.name}={printed:#x}" + (f" ({text})" if text else ""))
         return " ".join(shown) or "0"

@@ -31,7 +31,7 @@ VTTBR_EL2: Final = Layout(
     "VTTBR_EL2",
     "Arm ARM D24.2.194",
     Field("CnP", 0, 1, "common, not private"),
-    Field("BADDR", 1, 47, "base of the start table, bits 47:1"),
+    Field("BADDR", 1, 47, "base of the start table, bits 47:1", address=True),
     Field("VMID", 48, 16, "tag of the VM's TLB entries"),
 )
 

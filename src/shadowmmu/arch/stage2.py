@@ -32,7 +32,7 @@ STAGE2_LEAF: Final = Layout(
     Field("SH", 8, 2, "shareability", {0: "non", 2: "outer", 3: "inner"}),
     Field("AF", 10, 1, "accessed"),
     Field("FnXS", 11, 1, "not XS"),
-    Field("OA", 12, 36, "output address, bits 47:12"),
+    Field("OA", 12, 36, "output address, bits 47:12", address=True),
     Field("DBM", 51, 1, "dirty bit modifier"),
     Field("Contiguous", 52, 1, "one of a run that may share a TLB entry"),
     Field("XN", 53, 2, "no execution", {1: "EL1", 2: "EL0 and EL1", 3: "EL0"}),
@@ -44,7 +44,7 @@ STAGE2_TABLE: Final = Layout(
     "Arm ARM D8.3.1",
     Field("VALID", 0, 1, "the entry translates"),
     Field("TABLE", 1, 1, "points to a table"),
-    Field("NLTA", 12, 36, "next-level table address, bits 47:12"),
+    Field("NLTA", 12, 36, "next-level table address, bits 47:12", address=True),
 )
 
 VALID: Final = STAGE2_LEAF.mask("VALID")

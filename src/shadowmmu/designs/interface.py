@@ -54,8 +54,7 @@ CATALOGUE: Final[dict[str, Design]] = {
             RBTREE_2024,
             "rbtree_2024",
             "RFC, March 2024",
-            "red-black tree a shadow MMU, exact match on the start of a canonical range; "
-            "a lookup removes",
+            "red-black tree a shadow MMU, exact match on the start of a canonical range; a lookup removes",
             claims_safety=False,
         ),
         Design(

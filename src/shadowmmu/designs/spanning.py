@@ -1,4 +1,4 @@
-"""``spanning``: ranges that give up rather than lie. Wei-Lin Chang, v3 of May 2026 (v2 of April without TLBIs).
+"""``spanning``: ranges that give up rather than lie. Wei-Lin Chang, v3 of May 2026 (v2 had no TLBIs).
 
 Idea: each shadow MMU has a maple tree from canonical range to nested address. A fill that overlaps what
 is recorded replaces it all by one spanning range marked UNKNOWN; an unmap that meets UNKNOWN takes the
@@ -196,20 +196,19 @@ def spanning_covers(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, s
     if s.mmus[mmu, M_BROKEN] != ZERO:
         return True
     before = s.count[NODES_VISITED]
-    covered = True
-    at = canonical_ipa
-    last = canonical_ipa + (size - ONE)
-    while covered:
+    covered = ZERO
+    while covered < size:
+        at = canonical_ipa + covered
+        last = canonical_ipa + (size - ONE)
         entry = maple_find(s.rmap, s.count, s.mmus[mmu, M_MAP], at, last)
-        covered = entry.value != ZERO and entry.first <= at
-        if covered and entry.value & UNKNOWN == ZERO:
-            there = (entry.value & ~FLAGS) + (at - entry.first)
-            covered = there == nested_ipa + (at - canonical_ipa)
-        if entry.last >= last:
+        if entry.value == ZERO or entry.first > at:
             break
-        at = entry.last + ONE
+        exact = entry.value & UNKNOWN == ZERO
+        if exact and (entry.value & ~FLAGS) + (at - entry.first) != nested_ipa + covered:
+            break
+        covered = entry.last + ONE - canonical_ipa
     s.count[NODES_VISITED] = before
-    return covered
+    return bool(covered >= size)
 
 
 @kernel

@@ -70,8 +70,8 @@ from shadowmmu.host.layout import (
     PAGE_SIZE,
     R_RESUME,
 )
-from shadowmmu.host.tables import translate
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
+from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
 from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
@@ -262,7 +262,7 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
     if kind == MMAP:
         return plan_mmap(s, hva, size)
     if kind == MPROTECT:
-        return plan_mprotect(s, hva, size, prot)
+        return plan_mprotect(s, hva, size, I64(prot))
     if kind == COLLAPSE:
         return plan_collapse(s, hva, size)
     if kind == PAGEOUT:

@@ -28,8 +28,7 @@ from shadowmmu.engine.step import (
     run_events,
 )
 from shadowmmu.errors import UndeterminedError
-from shadowmmu.events.schema import Scenario
-from shadowmmu.events.schema import DUMP, GETLOG, Kind
+from shadowmmu.events.schema import DUMP, GETLOG, Kind, Scenario
 from shadowmmu.host.setup import host_grow
 from shadowmmu.kvm.dirty import get_dirty_log
 from shadowmmu.machine.ghost import grave_rehash
@@ -136,4 +135,5 @@ class Executor:
 def announce_compilation() -> None:
     """Say once, on a terminal, that the first run compiles."""
     if compilation_pending() and sys.stderr.isatty():
-        print("compiling kernels (first run)", file=sys.stderr, flush=True)
+        sys.stderr.write("compiling kernels (first run)\n")
+        sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from shadowmmu.designs.interface import CATALOGUE, Design
 from shadowmmu.events.schema import Scenario
 from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
 from shadowmmu.host.layout import HVA_BASE
-from shadowmmu.host.setup import host_arrays, host_setup
+from shadowmmu.host.setup import Backing, host_arrays, host_setup
 from shadowmmu.kvm.layout import (
     K_SLOTS,
     NO_MMU,
@@ -81,7 +82,7 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     state.slots[0, S_SIZE] = scenario.memory_bytes
     state.slots[0, S_HVA] = HVA_BASE
     state.slots[0, S_DIRTY_WORD] = 0
-    host_setup(state, scenario.memory_bytes, scenario.backing)
+    host_setup(state, scenario.memory_bytes, cast("Backing", scenario.backing))
     canonical_bits = min(scenario.vm_ipa_bits or DEFAULT_VM_IPA_BITS, machine.ipa_limit_bits)
     start_vm(state, canonical_bits, machine.ipa_limit_bits, chosen.number)
     return state

@@ -114,4 +114,3 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
         if observation(kind):
             return OBSERVE
     return FINISHED
-

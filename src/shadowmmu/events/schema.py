@@ -168,7 +168,9 @@ KINDS: tuple[KindSpec, ...] = (
         "the VMM's mprotect",
         (*_RANGE, "protection bits: 1 read, 2 write"),
     ),
-    KindSpec(PUNCH, "PUNCH", "the host takes exactly the range, with one notifier and no split notifier", _RANGE),
+    KindSpec(
+        PUNCH, "PUNCH", "the host takes exactly the range, with one notifier and no split notifier", _RANGE
+    ),
     KindSpec(LOG, "LOG", "dirty logging of the memslot", ("0 off, 1 on",)),
     KindSpec(GETLOG, "GETLOG", "KVM_GET_DIRTY_LOG"),
     KindSpec(SLOT, "SLOT", "the memslot is deleted or made again", ("0 delete, 1 make",)),

@@ -10,10 +10,10 @@ from typing import Final
 
 from shadowmmu.arch.fault import NONE, PERMISSION, WRITE, abort_syndrome, fault_status
 from shadowmmu.arch.stage2 import output_address, stage2_permits, stage2_walk
-from shadowmmu.compiled import U64, Word, kernel
+from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.guest.layout import REGISTER_LOAD, REGISTER_STORE, ZERO
-from shadowmmu.host.layout import HVA_BASE, PAGE_SHIFT, R_PAGES, VM_READ, VM_WRITE
 from shadowmmu.host.advise import plan_mprotect
+from shadowmmu.host.layout import HVA_BASE, PAGE_SHIFT, R_PAGES, VM_READ, VM_WRITE
 from shadowmmu.kvm.fault import Abort, handle_guest_abort
 from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
 from shadowmmu.kvm.notifier import run_host_plan
@@ -32,7 +32,7 @@ MAPS_NOTHING: Final = ZERO
 
 @kernel
 def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
-    """One attempt at ``ipa`` (stage 1 is off, so it is the VA too): DONE, RESUME after an abort, or the exit."""
+    """One attempt at ``ipa`` (the VA too, stage 1 being off): DONE, RESUME after an abort, or the exit."""
     mmu = hw_mmu(s, vcpu)
     r = context_regime(s, mmu)
     walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], ipa)
@@ -43,9 +43,7 @@ def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
         kind = PERMISSION
     register = REGISTER_STORE if access == WRITE else REGISTER_LOAD
     esr = abort_syndrome(access, register, fault_status(kind, walk.level))
-    outcome = handle_guest_abort(
-        s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level)
-    )
+    outcome = handle_guest_abort(s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level))
     if outcome == EFAULT_EXIT:
         return vmm_makes_writable(s)
     if outcome == MMIO_EXIT:
@@ -58,7 +56,7 @@ def vmm_makes_writable(s: State) -> int:
     """The VMM's answer to an -EFAULT exit: mprotect all its memory read-write, run the vCPU again."""
     observe(s, ERROR, ZERO, ZERO, ZERO, ZERO, ZERO)
     size = s.regs[R_PAGES] << PAGE_SHIFT
-    steps = plan_mprotect(s, HVA_BASE, size, VM_READ | VM_WRITE)
+    steps = plan_mprotect(s, HVA_BASE, size, I64(VM_READ | VM_WRITE))
     if steps < 0:
         return STUCK
     run_host_plan(s, steps)

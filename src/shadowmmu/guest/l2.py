@@ -28,9 +28,7 @@ def leave_l2(s: State, vcpu: int) -> None:
 
 
 @kernel
-def touch_once(
-    s: State, vcpu: int, va: Word, access: int, code_ipa: Word, first: bool, fetched: bool
-) -> int:
+def touch_once(s: State, vcpu: int, va: Word, access: int, code_ipa: Word, first: bool, fetched: bool) -> int:
     """One access of L2 at ``va``: DONE, INJECTED (L1 must look), or STUCK.
 
     ``fetched``: the code page is known to be mapped, so its translation need not be tried again.

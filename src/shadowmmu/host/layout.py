@@ -14,7 +14,7 @@ The host's page size is 4K and its huge page 2M, whatever the granule of the tab
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Final
 
 from shadowmmu.compiled import I64, U64
 from shadowmmu.machine.state import R_HOST
@@ -34,10 +34,10 @@ GIGA_MASK: Final = U64(0xFFFF_FFFF_C000_0000)
 PAGES_PER_HUGE: Final = 512
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
-NO_ROWS: Final[int] = cast("int", I64(0))
+NO_ROWS: Final[int] = I64(0)
 """An empty plan. Not a plain 0: Numba compiles a function anew for each plain number passed to it."""
-ONE_ROW: Final[int] = cast("int", I64(1))
-TWO_ROWS: Final[int] = cast("int", I64(2))
+ONE_ROW: Final[int] = I64(1)
+TWO_ROWS: Final[int] = I64(2)
 
 # Columns of ``vmas``. Addresses are bytes; the end is exclusive.
 V_START: Final = 0

@@ -13,15 +13,14 @@ from shadowmmu.arch.fault import (
     ACCESS_FLAG,
     ADDRESS_SIZE,
     ESR_FSC,
-    EXECUTE,
     NONE,
     PERMISSION,
     WRITE,
     fault_status,
     faulting_ipa,
 )
-from shadowmmu.arch.registers import HPFAR_EL2
 from shadowmmu.arch.regime import entry_size
+from shadowmmu.arch.registers import HPFAR_EL2
 from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, executable_el0, executable_el1, stage2_permits
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget, design_record
@@ -141,9 +140,7 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
         if abort.kind == PERMISSION and not stage2_permits(walk.descriptor, abort.access):
             return inject_fault(s, vcpu, abort, PERMISSION, walk.level)
     slot = find_slot(s, walk.output)
-    if slot == NO_SLOT or (
-        abort.access == WRITE and s.slots[slot, S_FLAGS] & SLOT_READONLY != ZERO
-    ):
+    if slot == NO_SLOT or (abort.access == WRITE and s.slots[slot, S_FLAGS] & SLOT_READONLY != ZERO):
         s.count[MMIO_EXITS] += 1
         observe(s, MMIO, walk.output, U64(abort.access), ZERO, ZERO, ZERO)
         return MMIO_EXIT

@@ -17,7 +17,6 @@ from shadowmmu.arch.fault import (
     NONE,
     TRANSLATION,
 )
-from shadowmmu.arch.registers import VTCR_EL2
 from shadowmmu.arch.regime import (
     Regime,
     first_block_level,
@@ -26,6 +25,7 @@ from shadowmmu.arch.regime import (
     stage2_regime,
     start_table_legal,
 )
+from shadowmmu.arch.registers import VTCR_EL2
 from shadowmmu.arch.stage2 import (
     AF,
     CONTIGUOUS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, L
 
 @kernel
 def record_bytes(s: State) -> int:
-    """Bytes of the design's record: its nodes, and a word of ``side`` for each shadow descriptor. O(frames)."""
+    """Bytes of the design's record: nodes, and a word of ``side`` a shadow descriptor. O(frames)."""
     tables = 0
     if len(s.side) > 1:
         frame = ONE
@@ -69,20 +69,36 @@ class Measured:
     """A judged run: the executor at its end, what the judge found, the peaks, the time.
 
     ``nanoseconds`` is the wall time of the compiled loop from the first notifier (or invalidation) to the
-    end, refaults included, on a copy of the machine without judge, ghost record or log.
+    end, refaults included, on a copy of the machine without judge, ghost record or log;
+    ``notifier_nanoseconds`` is the part of it spent in the events that unmap.
     """
 
     executor: Executor
     judge: Judge
-    peaks: Peaks
     judged: bool
-    nanoseconds: float
+    peaks: Peaks = field(default_factory=Peaks)
+    nanoseconds: float = 0.0
+    notifier_nanoseconds: float = 0.0
 
 
 def first_unmap(scenario: Scenario) -> int:
     """Index of the first event that may unmap something; 0 if there is none, so that all is timed."""
     at = np.flatnonzero(np.isin(scenario.events["kind"], UNMAPPING))
     return int(at[0]) if at.size else 0
+
+
+def time_rest(executor: Executor) -> tuple[float, float]:
+    """Nanoseconds of the compiled loop to the end, and the part of it in events that unmap."""
+    kinds = executor.scenario.events["kind"]
+    unmapping = 0.0
+    for event in np.flatnonzero(np.isin(kinds, UNMAPPING)):
+        if event >= executor.position:
+            executor.run(int(event))
+            before = executor.seconds
+            executor.run(int(event) + 1)
+            unmapping += executor.seconds - before
+    executor.run()
+    return executor.seconds * 1e9, unmapping * 1e9
 
 
 def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> Measured:
@@ -92,20 +108,18 @@ def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> 
     peaks = Peaks()
     points = set(judge_points(executor, mode))
     start = first_unmap(scenario)
-    nanoseconds = 0.0
+    whole, unmapping = 0.0, 0.0
     for event in sorted({*points, start}):
         executor.run(event)
         peaks.sample(executor.state)
         if event == start:
-            twin = executor.fork()
-            twin.run()
-            nanoseconds = twin.seconds * 1e9
+            whole, unmapping = time_rest(executor.fork())
         executor.run(event + 1)
         if event in points:
             judge.look(executor, event)
     executor.run()
     peaks.sample(executor.state)
-    return Measured(executor, judge, peaks, mode != "never", nanoseconds)
+    return Measured(executor, judge, mode != "never", peaks, whole, unmapping)
 
 
 def verdict_of(measured: Measured) -> Verdict:
@@ -124,35 +138,27 @@ def counters_of(measured: Measured) -> dict[str, int]:
     values = {name: int(v) for name, v in zip(counter_names(), measured.executor.state.count, strict=True)}
     values["tlbis"] = values["tlbi_range"] + values["tlbi_ipa"] + values["tlbi_vmid"]
     values["reverse_map_bytes"] = measured.peaks.record_bytes
+    values["notifier_wall_ns"] = round(measured.notifier_nanoseconds)
     return values
 
 
 def measure(
-    scenario: Scenario,
-    design: str,
-    machine: Machine,
-    costs: CostModel,
-    *,
-    kind: RunKind,
-    mode: str,
-    agreement: Agreement | None = None,
-    measured: Measured | None = None,
+    measured: Measured, costs: CostModel, *, kind: RunKind, agreement: Agreement | None = None
 ) -> DesignResult:
-    """Judge, count, price and time one run under one design."""
-    if measured is None:
-        measured = run_judged(scenario, design, machine, mode)
+    """The result of a judged run: verdict, counters, price, time."""
+    executor = measured.executor
     counters = counters_of(measured)
     return DesignResult(
-        run=scenario.name,
+        run=executor.scenario.name,
         kind=kind,
-        design=design,
-        ipa_limit_bits=machine.ipa_limit_bits,
-        shadow_mmus=len(measured.executor.state.mmus) - 1,
+        design=executor.design,
+        ipa_limit_bits=executor.machine.ipa_limit_bits,
+        shadow_mmus=len(executor.state.mmus) - 1,
         leaves=measured.peaks.leaves,
         verdict=verdict_of(measured),
         counters=counters,
         modelled_ns=costs.modelled_ns(counters),
         measured_ns=measured.nanoseconds,
         agreement=agreement,
-        claims_safety=CATALOGUE[design].claims_safety,
+        claims_safety=CATALOGUE[executor.design].claims_safety,
     )

@@ -59,7 +59,7 @@ class State(NamedTuple):
     """Per data frame: the table frame that holds its words, 0 while it reads as zeros."""
     regs: Words
     """Machine-wide registers."""
-    count: Counts
+    count: Counts  # type: ignore[assignment]  # a tuple has a method of this name
     """Counters (machine.counters)."""
     log: Words
     """(rows, 8): the observation log."""

@@ -162,9 +162,7 @@ def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool) -
 
 
 @inline
-def leave_tables(
-    s: State, r: Regime, word: Word, level: int, ipa: Word, end: Word
-) -> tuple[Word, int]:
+def leave_tables(s: State, r: Regime, word: Word, level: int, ipa: Word, end: Word) -> tuple[Word, int]:
     """Step to the next entry; on leaving a table (its end, or the range's) free it if it is empty."""
     following = word + ONE
     while level > r.start_level:

@@ -75,9 +75,13 @@ def render(comparison: Comparison) -> str:
     scenarios = metrics.of_kind(comparison, "scenario")
     sums = []
     if kernel:
-        sums.append(metrics.together(f"All {_plural(len(metrics.by_run(kernel)), 'kernel run')}, summed", kernel))
+        sums.append(
+            metrics.together(f"All {_plural(len(metrics.by_run(kernel)), 'kernel run')}, summed", kernel)
+        )
     if scenarios:
-        sums.append(metrics.together(f"All {_plural(len(metrics.by_run(scenarios)), 'scenario')}, summed", scenarios))
+        sums.append(
+            metrics.together(f"All {_plural(len(metrics.by_run(scenarios)), 'scenario')}, summed", scenarios)
+        )
     storms = metrics.storms(comparison)
     return environment.get_template(TEMPLATE).render(
         comparison=comparison,

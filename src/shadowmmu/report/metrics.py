@@ -32,7 +32,9 @@ class Metric:
 
 
 def _counter(key: str, label: str, meaning: str, write: Callable[[int], str] = quantities.count) -> Metric:
-    return Metric(key, label, meaning, lambda result: result.counters.get(key), lambda value: write(int(value)))
+    return Metric(
+        key, label, meaning, lambda result: result.counters.get(key), lambda value: write(int(value))
+    )
 
 
 def _modelled_per_notifier(result: DesignResult) -> float | None:
@@ -54,11 +56,15 @@ METRICS: Final[tuple[Metric, ...]] = (
         quantities.size,
     ),
     _counter("refaults_caused", "refaults caused", "shadow faults that only repair an over-unmapped leaf"),
-    _counter("shadow_mmus_visited", "shadow MMUs visited", "MMUs a notifier looked into, summed over notifiers"),
+    _counter(
+        "shadow_mmus_visited", "shadow MMUs visited", "MMUs a notifier looked into, summed over notifiers"
+    ),
     _counter("chunks", "chunks", "calls of the unmap walker, one for each chunk of the largest block size"),
     _counter("descriptors_read", "descriptors read", "stage-2 descriptors L0 read in its own tables"),
     _counter("tlbis", "TLBIs", "TLB invalidations of any kind issued by L0"),
-    _counter("nodes_visited", "tree nodes visited", "nodes (or words of a flat record) read in the reverse map"),
+    _counter(
+        "nodes_visited", "tree nodes visited", "nodes (or words of a flat record) read in the reverse map"
+    ),
     _counter("reverse_map_bytes", "reverse map bytes", "the largest the record grew", quantities.size),
     Metric(
         "bytes_per_mapping",

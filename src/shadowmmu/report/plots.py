@@ -123,16 +123,29 @@ def _mark(axes: Axes, row: int, metric: Metric, result: DesignResult) -> None:
     colour = _REFUTED if result.verdict.refuted else _SAFE
     axes.hlines(row, 0, value, color=colour, linewidth=2)
     axes.plot(
-        [value], [row], "o", color=colour, markersize=8, clip_on=False, fillstyle="none" if result.verdict.refuted else "full"
+        [value],
+        [row],
+        "o",
+        color=colour,
+        markersize=8,
+        clip_on=False,
+        fillstyle="none" if result.verdict.refuted else "full",
     )
     axes.annotate(
-        metric.write(value), (value, row), xytext=(9, 0), textcoords="offset points", va="center", annotation_clip=False
+        metric.write(value),
+        (value, row),
+        xytext=(9, 0),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
     )
 
 
 def _scale(axes: Axes, metric: Metric, groups: Sequence[Group], linear: bool) -> None:
     """Limits and ticks, the same for all panels, with room on the right for the values."""
-    values = [float(value) for group in groups for one in group.results if (value := metric.read(one)) is not None]
+    values = [
+        float(value) for group in groups for one in group.results if (value := metric.read(one)) is not None
+    ]
     largest = max(values)
     unit = metric.write
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: unit(value)))
@@ -156,7 +169,9 @@ def _for_the_page(svg: str, key: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{BY_KEY[key].label}"', svg, count=1)
+    svg = re.sub(
+        r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{BY_KEY[key].label}"', svg, count=1
+    )
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, name in _NAMES.items():
         svg = svg.replace(colour, f"var({name}, #000)")

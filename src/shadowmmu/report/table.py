@@ -171,7 +171,9 @@ def _witnesses(comparison: Comparison) -> Iterator[RenderableType]:
         yield Text(first.verdict.summary)
         lines = first.verdict.witness[:WITNESS_LINES]
         if len(first.verdict.witness) > WITNESS_LINES:
-            lines.append(f"... {len(first.verdict.witness) - WITNESS_LINES} more lines in --json and --report")
+            lines.append(
+                f"... {len(first.verdict.witness) - WITNESS_LINES} more lines in --json and --report"
+            )
         yield from _indented(lines)
         if len(against) > 1:
             others = ", ".join(f"{one.run} ({one.ipa_limit_bits}-bit IPA)" for one in against[1:])

@@ -31,6 +31,8 @@ from shadowmmu.verify.rules import (
     judge_tlbi,
 )
 
+PAGE = 4096
+
 
 @dataclass(frozen=True)
 class Violation:
@@ -116,19 +118,34 @@ def leaf_lines(state: State, finding: Finding) -> list[str]:
     descriptor = int(state.mem[finding.word])
     pa = descriptor & int(OA_BITS) & ~(int(finding.size) - 1)
     row = state.mmus[mmu]
+    whose = f"nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x})"
+    size = size_text(int(finding.size))
+    fields = STAGE2_LEAF.describe(descriptor & ~int(OA_BITS))
     return [
-        f"  leaf   nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x}) "
-        f"nested IPA {int(finding.nested_ipa):#x}, {size_text(int(finding.size))}, PA {pa:#x}",
-        f"         descriptor {descriptor:#018x} at word {int(finding.word):#x}: "
-        f"{STAGE2_LEAF.describe(descriptor & ~int(OA_BITS))}",
+        f"  leaf   {whose} nested IPA {int(finding.nested_ipa):#x}, {size}, PA {pa:#x}",
+        f"         descriptor {descriptor:#018x} at word {int(finding.word):#x}: {fields}",
     ]
+
+
+def disagreeing_page(state: State, finding: Finding) -> int:
+    """Offset in the leaf of the first page that the host no longer maps to the leaf's frame; 0 if none."""
+    size = int(finding.size)
+    pa = int(state.mem[finding.word]) & int(OA_BITS) & ~(size - 1)
+    for offset in range(0, size, PAGE):
+        canonical_ipa = U64(int(finding.canonical_ipa) + offset)
+        chain = address_chain(state, int(finding.mmu), U64(finding.nested_ipa), canonical_ipa)
+        if not int(chain.size) or int(chain.pa) != pa + offset:
+            return offset
+    return 0
 
 
 def chain_lines(state: State, finding: Finding) -> list[str]:
     """Nested IPA, L1's table now, canonical IPA at fill, host address, host frame now."""
-    canonical_ipa = int(finding.canonical_ipa)
-    chain = address_chain(state, int(finding.mmu), U64(finding.nested_ipa), U64(canonical_ipa))
-    lines = [f"  filled from canonical IPA {canonical_ipa:#x}"]
+    offset = disagreeing_page(state, finding) if finding.rule == STALE_LEAF else 0
+    nested_ipa = int(finding.nested_ipa) + offset
+    canonical_ipa = int(finding.canonical_ipa) + offset
+    chain = address_chain(state, int(finding.mmu), U64(nested_ipa), U64(canonical_ipa))
+    lines = [f"  chain  nested IPA {nested_ipa:#x}, filled from canonical IPA {canonical_ipa:#x}"]
     if not state.mmus[int(finding.mmu), M_ENABLED]:
         lines.append("  L1     stage 2 off: nested IPA is canonical IPA")
     elif chain.fault == NONE:
@@ -171,4 +188,3 @@ def judge_points(executor: Executor, mode: str) -> list[int]:
     if not chosen or chosen[-1] != len(kinds) - 1:
         chosen.append(len(kinds) - 1)
     return chosen
-

@@ -34,7 +34,7 @@ from shadowmmu.kvm.tlbi import (
     VMALLE1IS,
     same_vmid,
 )
-from shadowmmu.kvm.walk import GuestWalk, walk_guest_stage2
+from shadowmmu.kvm.walk import GuestWalk, GuestWord, read_guest, walk_guest_stage2
 from shadowmmu.machine.counters import DESCRIPTORS_READ
 from shadowmmu.machine.frames import REFS, is_table
 from shadowmmu.machine.state import R_DESIGN, R_NEXT_FRAME, R_PAGE_SHIFT, State
@@ -270,9 +270,13 @@ def address_chain(s: State, mmu: int, nested_ipa: Word, canonical_ipa: Word) -> 
         return Chain(walk.fault, walk.level, walk.output, slot, ZERO, ZERO, ZERO, False)
     hva = slot_hva(s, slot, canonical_ipa)
     page = translate(s, hva)
-    return Chain(
-        walk.fault, walk.level, walk.output, slot, hva, page.pa, page.size, page.writable
-    )
+    return Chain(walk.fault, walk.level, walk.output, slot, hva, page.pa, page.size, page.writable)
+
+
+@kernel
+def guest_word(s: State, canonical_ipa: Word) -> GuestWord:
+    """A word of L1's memory, read without side effects."""
+    return read_guest(s, canonical_ipa, True)
 
 
 @kernel
@@ -298,4 +302,3 @@ def judge_tables(s: State) -> Finding:
         if design_recorded(s) > leaves:
             return Finding(ORPHAN, 0, ZERO, ZERO, ZERO, ZERO, 0)
     return Finding(HOLDS, 0, ZERO, ZERO, ZERO, ZERO, 0)
-

@@ -7,7 +7,8 @@ or three nodes; the parents see the nodes built in place of all that went into t
 parent that can hold them, or with a new root.
 
 From Linux' maple tree come the decisions (``mas_spanning_rebalance``, ``mas_split``, ``mas_push_data``;
-thresholds checked against public excerpts, 7.3's own file was not read): nodes that an edit does not fit are replaced rather than changed; an
+thresholds checked against public excerpts, 7.3's own file was not read): nodes that an edit does not
+fit are replaced rather than changed; an
 overfull node gives to a sibling that has room before it splits, left before right, and fills it to all
 slots but one; a leaf never ends in a gap unless it is the last, so a search for the next entry stays in
 its leaf and no two gaps are neighbours.

@@ -73,7 +73,7 @@ def pool_reset(words: Words) -> None:
 
 
 @inline
-def pool_room(words: Words) -> np.int64:
+def pool_room(words: Words) -> int:
     """Words never handed out yet: what an operation of any size class can count on. O(1)."""
     return I64(len(words)) - I64(words[P_BUMP])
 

@@ -31,7 +31,7 @@ class CostModel:
     prices: Mapping[str, Price]
 
     def modelled_ns(self, counters: Mapping[str, int]) -> float:
-        """What unmapping shadows, and faulting in again what notifiers took, costs: counters by public name."""
+        """What unmapping shadows, and refaulting what notifiers took, costs: counters by public name."""
         beyond_chunks = max(0, counters["tlbi_range_shadow"] - counters["chunks_shadow"])
         work = {
             "chunk": counters["chunks_shadow"],

@@ -1,0 +1,169 @@
+"""``compare``: what a real kernel did, replayed and priced under every design; and a notifier storm."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Final
+
+import numba
+import numpy as np
+
+import shadowmmu
+from shadowmmu.compiled import INTERPRETED
+from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.engine.setup import Machine
+from shadowmmu.errors import InputError
+from shadowmmu.events.scenario import parse_scenario
+from shadowmmu.events.schema import Scenario
+from shadowmmu.events.storm import storm
+from shadowmmu.formats.answer import Answer
+from shadowmmu.formats.runs import KernelRun, bundled_run, bundled_runs
+from shadowmmu.lab.agreement import compare_with_kernel
+from shadowmmu.lab.costs import load_cost_model
+from shadowmmu.lab.measure import measure, run_judged
+from shadowmmu.lab.results import CompareOptions, Comparison, DesignResult, RunKind, ScenarioSource
+
+DEFAULT_LEAVES: Final = 1_000_000
+DEFAULT_NOTIFIERS: Final = 4
+STORM_MMUS: Final = 4
+STORM_IPA_BITS: Final = (48, 40)
+DEFAULT_IPA_BITS: Final = 48
+DEFAULT_SEED: Final = 1
+STORM_FRAMES: Final = 8192
+IPA_BITS: Final = range(36, 53)
+CONFORMING: Final = "sweep"
+"""The design that is Linux 7.3.4: only its dumps can agree with the kernel's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scenario to be put through every design."""
+
+    scenario: Scenario
+    kind: RunKind
+    machine: Machine
+    mode: str
+    kernel_run: KernelRun | None = None
+
+
+def design_names(wanted: tuple[str, ...]) -> list[str]:
+    """The designs asked for, all by default. Raises InputError for an unknown one."""
+    for name in wanted:
+        if name not in CATALOGUE:
+            raise InputError(f"read design '{name}', expected one of {', '.join(CATALOGUE)}")
+    return list(wanted) or list(CATALOGUE)
+
+
+def bundled_scenarios() -> list[ScenarioSource]:
+    """Scenarios that show what no recorded run does; they ship with the package."""
+    folder = files("shadowmmu") / "data" / "scenarios"
+    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    return [
+        ScenarioSource(name="scenarios/" + path.name.removesuffix(".scenario"), text=path.read_text())
+        for path in paths
+        if path.name.endswith(".scenario")
+    ]
+
+
+def _checked_bits(bits: int | None) -> int | None:
+    if bits is not None and bits not in IPA_BITS:
+        raise InputError(f"read {bits} IPA bits, expected {IPA_BITS[0]} to {IPA_BITS[-1]}")
+    return bits
+
+
+def kernel_jobs(options: CompareOptions) -> Iterator[Job]:
+    """The recorded runs, each at the IPA limit it was recorded with."""
+    try:
+        runs = [bundled_run(name) for name in options.runs] or bundled_runs()
+    except KeyError as error:
+        known = ", ".join(run.name for run in bundled_runs())
+        raise InputError(f"read kernel run {error}, expected one of {known}") from None
+    for run in runs:
+        scenario = parse_scenario(run.scenario_text(), run.name)
+        machine = Machine(ipa_limit_bits=run.ipa_limit_bits)
+        yield Job(scenario, "kernel", machine, options.judge or "always", run)
+
+
+def scenario_jobs(options: CompareOptions, sources: list[ScenarioSource]) -> Iterator[Job]:
+    """Scenarios without a recorded answer."""
+    bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
+    for source in sources:
+        scenario = parse_scenario(source.text, source.name)
+        yield Job(scenario, "scenario", Machine(ipa_limit_bits=bits), options.judge or "always")
+
+
+def storm_jobs(options: CompareOptions) -> Iterator[Job]:
+    """The notifier storm, at 48 and 40 bits unless one limit is asked for."""
+    bits = _checked_bits(options.ipa_limit_bits)
+    seed = DEFAULT_SEED if options.seed is None else options.seed
+    leaves = DEFAULT_LEAVES if options.leaves is None else options.leaves
+    notifiers = DEFAULT_NOTIFIERS if options.notifiers is None else options.notifiers
+    try:
+        scenario = storm(mmus=STORM_MMUS, leaves=leaves, notifiers=notifiers, seed=seed)
+    except ValueError as error:
+        raise InputError(f"storm: {error}") from None
+    for limit in (bits,) if bits else STORM_IPA_BITS:
+        machine = Machine(ipa_limit_bits=limit, frames=STORM_FRAMES)
+        yield Job(scenario, "storm", machine, options.judge or "notifiers")
+
+
+def jobs(options: CompareOptions) -> Iterator[Job]:
+    """Everything ``options`` asks for, in the order of the report."""
+    if options.scenarios:
+        yield from scenario_jobs(options, list(options.scenarios))
+        return
+    if options.only != "storm":
+        yield from kernel_jobs(options)
+        if not options.runs:
+            yield from scenario_jobs(options, bundled_scenarios())
+    if options.only != "kernel" and not options.runs:
+        yield from storm_jobs(options)
+
+
+def run_job(job: Job, design: str, answer: Answer | None) -> DesignResult:
+    """One job under one design; ``sweep`` is held against the kernel's answer, if there is one."""
+    measured = run_judged(job.scenario, design, job.machine, job.mode)
+    agreement = None
+    if answer is not None and design == CONFORMING:
+        agreement = compare_with_kernel(measured.executor, answer)
+    return measure(measured, load_cost_model(), kind=job.kind, agreement=agreement)
+
+
+def conditions(options: CompareOptions) -> dict[str, str]:
+    """Under what the numbers of a comparison hold."""
+    costs = load_cost_model()
+    return {
+        "shadowmmu": shadowmmu.__version__,
+        "kernels": "interpreted" if INTERPRETED else f"compiled by numba {numba.__version__}",
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "storm": f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
+        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of 4K, all touched again after each",
+        "seed": str(DEFAULT_SEED if options.seed is None else options.seed),
+        "modelled time": f"{costs.name}, {costs.unit}",
+        "measured time": "this machine, compiled loop from the first notifier to the end, once",
+    }
+
+
+def compare(options: CompareOptions) -> Comparison:
+    """Run every job under every design. Raises InputError before anything runs, where it can."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+    designs = design_names(options.designs)
+    results = []
+    for job in jobs(options):
+        options.progress(f"{job.scenario.name} ({job.machine.ipa_limit_bits} bits)")
+        answer = job.kernel_run.answer() if job.kernel_run is not None else None
+        results += [run_job(job, design, answer) for design in designs]
+    return Comparison(
+        conditions=conditions(options),
+        results=results,
+        started=started,
+        elapsed_s=time.perf_counter() - clock,
+    )

@@ -16,9 +16,12 @@ Rules for kernels (each one learnt the hard way):
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -53,6 +56,8 @@ _KERNEL_ROOMS = (
     "verify",
 )
 _FINISHED = ".compiled"
+_KEPT = 4
+"""Cache folders of other versions that are left alone, so that two checkouts do not fight."""
 
 
 def _kernel_sources() -> list[Path]:
@@ -75,13 +80,37 @@ def kernel_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_folder() -> Path:
-    """Folder of the compiled kernels: ``$SHADOWMMU_CACHE`` or the user's cache directory."""
-    base = os.environ.get("SHADOWMMU_CACHE")
-    if base:
-        return Path(base) / kernel_fingerprint()
+def cache_base() -> Path:
+    """Where kernels are kept: ``$SHADOWMMU_CACHE``, or a folder in the user's cache directory."""
+    chosen = os.environ.get("SHADOWMMU_CACHE")
+    if chosen:
+        return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "shadowmmu" / kernel_fingerprint()
+    return Path(home) / "shadowmmu"
+
+
+def cache_folder() -> Path:
+    """The folder of these very kernels, made if need be; a temporary one where that is not allowed.
+
+    Folders of other versions are cleared away but for the ``_KEPT`` newest.
+    """
+    for base in (cache_base(), Path(tempfile.gettempdir()) / f"shadowmmu-{os.getuid()}"):
+        folder = base / kernel_fingerprint()
+        try:
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
+                _forget_old_folders(base)
+            if os.access(folder, os.W_OK):
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="shadowmmu-"))
+
+
+def _forget_old_folders(base: Path) -> None:
+    folders = sorted((f for f in base.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
+    for folder in folders[:-_KEPT]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if INTERPRETED:
@@ -200,8 +229,5 @@ else:
 
     def compilation_finished() -> None:
         """Remember that the kernels are on disk. A cache that cannot be written is not an error."""
-        try:
-            _FOLDER.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
             (_FOLDER / _FINISHED).touch()
-        except OSError:
-            pass

@@ -52,9 +52,12 @@ class Layout:
     def __init__(self, name: str, source: str, *fields: Field) -> None:
         self.name = name
         self.source = source
-        self.fields = {f.name: f for f in fields}
+        self.fields: dict[str, Field] = {}
         claimed = 0
         for f in fields:
+            if f.name in self.fields:
+                raise ValueError(f"{name}.{f.name} is declared twice")
+            self.fields[f.name] = f
             if claimed & f.mask or f.lsb + f.width > 64:
                 raise ValueError(f"{name}.{f.name} overlaps another field or leaves the word")
             claimed |= f.mask

@@ -7,6 +7,7 @@ argument would not be.)
 from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, kernel
+from shadowmmu.designs.containers.pool import pool_used
 from shadowmmu.designs.interface import (
     CAUSE_REPLACED,
     RBTREE_2024,
@@ -15,7 +16,6 @@ from shadowmmu.designs.interface import (
     SWEEP,
 )
 from shadowmmu.designs.rbtree_2024 import (
-    rbtree_bytes,
     rbtree_covers,
     rbtree_init,
     rbtree_record,
@@ -33,7 +33,6 @@ from shadowmmu.designs.reverse_table import (
     reverse_unmap,
 )
 from shadowmmu.designs.spanning import (
-    spanning_bytes,
     spanning_covers,
     spanning_forget,
     spanning_forget_mmu,
@@ -139,10 +138,8 @@ def design_bytes(s: State) -> int:
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         return reverse_bytes(s)
-    if design == SPANNING:
-        return spanning_bytes(s)
-    if design == RBTREE_2024:
-        return rbtree_bytes(s)
+    if design == SPANNING or design == RBTREE_2024:
+        return I64(pool_used(s.rmap))
     return 0
 
 

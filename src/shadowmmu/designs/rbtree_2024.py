@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.designs.containers.pool import pool_reset, pool_used
+from shadowmmu.designs.containers.pool import pool_reset
 from shadowmmu.designs.containers.rbtree import (
     N_KEY,
     N_RIGHT,
@@ -132,12 +132,6 @@ def rbtree_covers(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, siz
     if node == ZERO or s.rmap[node + N_VALUE] != nested_ipa:
         return False
     return size == ONE << s.regs[R_PAGE_SHIFT]
-
-
-@kernel
-def rbtree_bytes(s: State) -> int:
-    """Bytes of nodes and tree headers."""
-    return I64(pool_used(s.rmap))
 
 
 @kernel

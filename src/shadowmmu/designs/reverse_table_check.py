@@ -78,8 +78,10 @@ def shadow_leaves(state: State) -> list[ShadowLeaf]:
         if level < 3:
             leaf &= words & TABLE_TYPE != TABLE_TYPE
         base = int(state.frames[frame, BASE])
-        for index in np.flatnonzero(leaf).tolist():
-            found.append(ShadowLeaf(mmu, base + index * size, level, size, frame * entries + index))
+        found += [
+            ShadowLeaf(mmu, base + index * size, level, size, frame * entries + index)
+            for index in np.flatnonzero(leaf).tolist()
+        ]
     return sorted(found)
 
 
@@ -122,7 +124,8 @@ def _check_accounts(state: State, walk: _Walk) -> None:
     assert int(regs[rn.RT_CHAINED]) == walk.chained, f"{walk.chained} chain nodes, miscounted"
     assert int(regs[rn.RT_BYTES]) == 8 * walk.words, f"{8 * walk.words} bytes, miscounted"
     live = int(state.count[NODES_ALLOCATED] - state.count[NODES_FREED])
-    assert live == walk.nodes + walk.chained, f"{walk.nodes + walk.chained} nodes, {live} allocated and not freed"
+    held = walk.nodes + walk.chained
+    assert live == held, f"{held} nodes, {live} allocated and not freed"
     r = context_regime(state, CANONICAL)
     idle = {
         rn.RT_FREE_LEAF: int(rn.node_words(r, 3)),

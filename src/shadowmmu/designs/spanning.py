@@ -24,7 +24,7 @@ from shadowmmu.designs.containers.maple import (
     maple_store,
 )
 from shadowmmu.designs.containers.maple_node import SLOTS
-from shadowmmu.designs.containers.pool import pool_reset, pool_used
+from shadowmmu.designs.containers.pool import pool_reset
 from shadowmmu.designs.sweep import unmap_whole_mmu
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
 from shadowmmu.machine.counters import (
@@ -209,12 +209,6 @@ def spanning_covers(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, s
         covered = entry.last + ONE - canonical_ipa
     s.count[NODES_VISITED] = before
     return bool(covered >= size)
-
-
-@kernel
-def spanning_bytes(s: State) -> int:
-    """Bytes of nodes and tree headers, both trees of every MMU."""
-    return I64(pool_used(s.rmap))
 
 
 @kernel

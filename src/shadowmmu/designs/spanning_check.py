@@ -36,9 +36,7 @@ def spanning_entries(state: State, tree: Word | int) -> list[SpanningEntry]:
             top = last if slot == used - 1 else int(words[node + int(m.PIVOT) + slot])
             value = int(words[node + int(m.SLOT) + slot])
             if value:
-                found.append(
-                    SpanningEntry(first, top, value & ~int(FLAGS), bool(value & int(UNKNOWN)))
-                )
+                found.append(SpanningEntry(first, top, value & ~int(FLAGS), bool(value & int(UNKNOWN))))
             first = top + 1
     return found
 

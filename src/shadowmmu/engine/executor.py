@@ -123,8 +123,9 @@ class Executor:
             larger = np.zeros(len(self.state.graves) * 2, np.uint64)
             grave_rehash(self.state.graves, larger)
             self.state = self.state._replace(graves=larger)
-        else:  # pragma: no cover - the loop knows no other reason
-            raise AssertionError(f"unknown reason {reason}")
+        else:
+            bits = self.machine.ipa_limit_bits
+            raise MemoryError(f"the modelled host has used every data page a {bits}-bit machine can address")
 
     def _no_progress(self) -> str:
         event = self.scenario.events[self.position]

@@ -28,17 +28,22 @@ from shadowmmu.events.schema import (
     PEEK,
     PUNCH,
 )
-from shadowmmu.guest.layout import G_CURSOR, G_POOL, ZERO
+from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
+from shadowmmu.host.setup import FRAMES_PER_STEP as HOST_FRAMES_PER_STEP
 from shadowmmu.host.setup import host_reserve
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.log import ROWS_PER_STEP
 from shadowmmu.machine.state import (
+    DATA_BASE,
     R_DESIGN,
     R_EVENT,
     R_GHOST_ON,
     R_GRAVES,
     R_LOG_ON,
     R_LOG_TOP,
+    R_NEXT_DATA,
+    R_PA_BITS,
+    R_PAGE_SHIFT,
     State,
 )
 
@@ -50,6 +55,8 @@ NEEDS_LOG: Final = 4
 NEEDS_GRAVES: Final = 5
 OBSERVE: Final = 6
 STOPPED: Final = 7
+OUT_OF_PHYSICAL: Final = 8
+"""The modelled machine has no data page left below its output size; data pages are never used twice."""
 
 FRAMES_PER_STEP: Final = 64
 """Table frames one step may take: a few canonical and shadow maps, and content for L1's tables."""
@@ -64,6 +71,9 @@ def room(s: State) -> int:
         return NEEDS_FRAMES
     if not host_reserve(s):
         return NEEDS_HOST
+    highest = DATA_BASE + ((s.regs[R_NEXT_DATA] + U64(HOST_FRAMES_PER_STEP)) << s.regs[R_PAGE_SHIFT])
+    if highest > ONE << s.regs[R_PA_BITS]:
+        return OUT_OF_PHYSICAL
     if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < RECORD_WORDS_PER_STEP:
         return NEEDS_RECORD
     if s.regs[R_LOG_ON] != ZERO and I64(s.regs[R_LOG_TOP]) + ROWS_PER_STEP > len(s.log):

@@ -209,12 +209,12 @@ def _leaf_aligned(word: str, what: str, leaf: int) -> int:
     return value
 
 
-def _leaves(address: str, what: str, size: str, leaf: int) -> tuple[int, int]:
-    start, length = _leaf_aligned(address, what, leaf), _leaf_aligned(size, "a size", leaf)
+def _leaves(place: str, what: str, size: str, leaf: int) -> tuple[int, int]:
+    start, length = _leaf_aligned(place, what, leaf), _leaf_aligned(size, "a size", leaf)
     if not length:
         raise WordError(size, "a size above 0")
     if start + length > 1 << ADDRESS_BITS:
-        raise WordError(address, f"a range below {1 << ADDRESS_BITS:#x}")
+        raise WordError(place, f"a range below {1 << ADDRESS_BITS:#x}")
     return start, length
 
 

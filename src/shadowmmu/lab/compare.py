@@ -35,7 +35,7 @@ STORM_IPA_BITS: Final = (48, 40)
 DEFAULT_IPA_BITS: Final = 48
 DEFAULT_SEED: Final = 1
 STORM_FRAMES: Final = 8192
-IPA_BITS: Final = range(36, 53)
+IPA_BITS: Final = range(40, 53)
 CONFORMING: Final = "sweep"
 """The design that is Linux 7.3.4: only its dumps can agree with the kernel's."""
 

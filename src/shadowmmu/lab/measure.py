@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.compiled import I64, U64, Counts, kernel
 from shadowmmu.designs.dispatch import design_bytes
 from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.engine.executor import Executor
@@ -28,7 +28,7 @@ from shadowmmu.lab.costs import CostModel
 from shadowmmu.lab.results import Agreement, DesignResult, RunKind, Verdict
 from shadowmmu.machine.counters import counter_names
 from shadowmmu.machine.frames import is_table, owner_mmu
-from shadowmmu.machine.state import R_NEXT_FRAME, R_PAGE_SHIFT, State
+from shadowmmu.machine.state import R_NEXT_FRAME, R_PAGE_SHIFT, State, empty_counters
 from shadowmmu.pgtable.context import CANONICAL, M_LEAVES
 from shadowmmu.verify.judge import Judge, judge_points
 
@@ -79,6 +79,8 @@ class Measured:
     peaks: Peaks = field(default_factory=Peaks)
     nanoseconds: float = 0.0
     notifier_nanoseconds: float = 0.0
+    before: Counts = field(default_factory=empty_counters)
+    """The counters when the first notifier (or invalidation) was about to come."""
 
 
 def first_unmap(scenario: Scenario) -> int:
@@ -109,17 +111,19 @@ def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> 
     points = set(judge_points(executor, mode))
     start = first_unmap(scenario)
     whole, unmapping = 0.0, 0.0
+    before = empty_counters()
     for event in sorted({*points, start}):
         executor.run(event)
         peaks.sample(executor.state)
         if event == start:
+            before = executor.state.count.copy()
             whole, unmapping = time_rest(executor.fork())
         executor.run(event + 1)
         if event in points:
             judge.look(executor, event)
     executor.run()
     peaks.sample(executor.state)
-    return Measured(executor, judge, mode != "never", peaks, whole, unmapping)
+    return Measured(executor, judge, mode != "never", peaks, whole, unmapping, before)
 
 
 def verdict_of(measured: Measured) -> Verdict:
@@ -133,9 +137,14 @@ def verdict_of(measured: Measured) -> Verdict:
     return Verdict(False, f"{worst.summary} (event {worst.event})", worst.lines)
 
 
+def named(counts: Counts) -> dict[str, int]:
+    """Counters by public name."""
+    return {name: int(value) for name, value in zip(counter_names(), counts, strict=True)}
+
+
 def counters_of(measured: Measured) -> dict[str, int]:
-    """Every counter by public name, and the sums a report wants."""
-    values = {name: int(v) for name, v in zip(counter_names(), measured.executor.state.count, strict=True)}
+    """Every counter of the whole run by public name, and the sums a report wants."""
+    values = named(measured.executor.state.count)
     values["tlbis"] = values["tlbi_range"] + values["tlbi_ipa"] + values["tlbi_vmid"]
     values["reverse_map_bytes"] = measured.peaks.record_bytes
     values["notifier_wall_ns"] = round(measured.notifier_nanoseconds)
@@ -148,6 +157,7 @@ def measure(
     """The result of a judged run: verdict, counters, price, time."""
     executor = measured.executor
     counters = counters_of(measured)
+    since = named(executor.state.count - measured.before)
     return DesignResult(
         run=executor.scenario.name,
         kind=kind,
@@ -157,7 +167,7 @@ def measure(
         leaves=measured.peaks.leaves,
         verdict=verdict_of(measured),
         counters=counters,
-        modelled_ns=costs.modelled_ns(counters),
+        modelled_ns=costs.modelled_ns(since),
         measured_ns=measured.nanoseconds,
         agreement=agreement,
         claims_safety=CATALOGUE[executor.design].claims_safety,

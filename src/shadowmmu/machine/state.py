@@ -108,14 +108,19 @@ def grow(state: State, name: str) -> State:
 
 
 def image_digest(state: State) -> str:
-    """SHA-256 of everything that decides behaviour: equal digests mean equal machines."""
-    digest = hashlib.sha256()
+    """SHA-256 of all that is in use: equal digests mean equal machines.
+
+    Room for more frames does not count, so growing ``mem`` leaves the digest as it was.
+    """
     used_frames = int(state.regs[R_NEXT_FRAME])
     words = used_frames << (int(state.regs[R_PAGE_SHIFT]) - 3)
-    digest.update(state.mem[:words].tobytes())
-    digest.update(state.frames[:used_frames].tobytes())
-    for name in ("regs", "count", "mmus", "vcpus", "slots", "vmas", "hpte", "hpmd", "dirty", "rmap"):
-        digest.update(getattr(state, name).tobytes())
+    used = {"mem": words, "side": words, "ghost": words, "frames": used_frames}
+    used |= {"free": int(state.regs[R_FREE_TOP]), "log": int(state.regs[R_LOG_TOP])}
+    digest = hashlib.sha256()
+    for name in State._fields:
+        part: Words = getattr(state, name)[: used.get(name)]
+        digest.update(f"{name} {part.shape} ".encode())
+        digest.update(part.tobytes())
     return digest.hexdigest()
 
 

@@ -27,12 +27,11 @@ from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.machine.counters import (
     DESCRIPTORS_READ,
     DESCRIPTORS_WRITTEN,
-    DSBS,
     LEAVES_RELAXED,
-    TLBI_IPA,
 )
 from shadowmmu.machine.state import R_FWB, State
-from shadowmmu.pgtable.context import context_regime, root_word
+from shadowmmu.pgtable.context import CANONICAL, context_regime, root_word
+from shadowmmu.pgtable.tlb import flush_ipa
 
 PROT_R: Final = U64(8)
 PROT_W: Final = U64(4)
@@ -83,8 +82,8 @@ def leaf_descriptor(s: State, pa: Word, level: int, prot: Word) -> Word:
 
 @inline
 def same_but_permissions(old: Word, new: Word) -> bool:
-    """Whether two leaves differ in permissions or software bits only (``stage2_pte_needs_update``)."""
-    free = S2AP_R | S2AP_W | XN | SW_BITS
+    """Whether two leaves differ in permissions only, if at all (``stage2_pte_needs_update``)."""
+    free = S2AP_R | S2AP_W | XN
     return (old & ~free) == (new & ~free)
 
 
@@ -109,27 +108,26 @@ def find_entry(s: State, mmu: int, ipa: Word) -> tuple[Word, int]:
 
 @kernel
 def relax_permissions(s: State, mmu: int, ipa: Word, prot: Word) -> bool:
-    """Widen a leaf in place, with a local TLBI. False if there is no leaf.
+    """Change the permissions of a leaf in place, with a local TLBI. False if there is no leaf.
 
-    Mirrors ``kvm_pgtable_stage2_relax_perms``: R and W are added, XN is replaced.
+    Mirrors ``kvm_pgtable_stage2_relax_perms``: R and W are added, XN is replaced; what the TLB holds for
+    ``ipa`` goes even if nothing changed or the leaf is gone.
     """
     word, _level = find_entry(s, mmu, ipa)
+    flush_ipa(s, mmu)
     old = s.mem[word]
     if old & VALID == ZERO:
         return False
-    new = old
+    new = (old & ~XN) | xn_bits(prot)
     if prot & PROT_R != ZERO:
         new |= S2AP_R
     if prot & PROT_W != ZERO:
         new |= S2AP_W
-    if prot & PROT_X != ZERO:
-        new = (new & ~XN) | xn_bits(prot)
-    s.count[LEAVES_RELAXED] += 1
+    if mmu != CANONICAL:
+        s.count[LEAVES_RELAXED] += 1
     if new != old:
         s.mem[word] = new
         s.count[DESCRIPTORS_WRITTEN] += 1
-        s.count[TLBI_IPA] += 1
-        s.count[DSBS] += 2
     return True
 
 
@@ -161,6 +159,7 @@ def clear_bits(s: State, mmu: int, start: Word, end: Word, bits: Word) -> int:
     while ipa < end:
         word, level = find_entry(s, mmu, ipa)
         if level == 3:
+            s.count[DESCRIPTORS_READ] -= 1  # the run below begins with this very entry
             after = next_entry(r, ipa, 2)
             last = after if after < end else end
             while ipa < last:

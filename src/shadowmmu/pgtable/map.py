@@ -66,7 +66,7 @@ def break_table(s: State, mmu: int, word: Word, ipa: Word, level: int) -> None:
     size = entry_size(context_regime(s, mmu), level)
     holder = frame_of(s, word)
     s.frames[holder, REFS] += ONE  # keeps the walk from freeing the table that is about to be used
-    unmap_walk(s, mmu, ipa, ipa + size, False)
+    unmap_walk(s, mmu, ipa, ipa + size, False, False)
     s.frames[holder, REFS] -= ONE
     flush_range(s, mmu, size)
 

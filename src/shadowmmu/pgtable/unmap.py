@@ -120,17 +120,18 @@ def stage2_unmap(s: State, mmu: int, start: Word, end: Word) -> int:
 
     Mirrors ``kvm_pgtable_stage2_unmap``. O(entries of the range at the deepest level present).
     """
-    removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s))
+    removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s), True)
     if defers_tlbi(s):
         flush_range(s, mmu, end - start)
     return removed
 
 
 @kernel
-def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool) -> int:
+def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool, flush_tables: bool) -> int:
     """Clear every leaf of [start, end) and free what becomes empty; how many leaves went.
 
-    ``flush_leaves`` invalidates each leaf at once; otherwise the caller does it for the range.
+    ``flush_leaves`` and ``flush_tables`` invalidate each leaf, each freed table at once; otherwise the
+    caller does it for the range.
     """
     r = context_regime(s, mmu)
     level = r.start_level
@@ -156,13 +157,15 @@ def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool) -
             if flush_leaves:
                 flush_ipa(s, mmu)
         ipa = ((ipa >> shift) + ONE) << shift
-        word, level = leave_tables(s, r, word, level, ipa, end)
+        word, level = leave_tables(s, r, word, level, ipa, end, flush_tables)
     s.count[DESCRIPTORS_READ] += reads
     return removed
 
 
 @inline
-def leave_tables(s: State, r: Regime, word: Word, level: int, ipa: Word, end: Word) -> tuple[Word, int]:
+def leave_tables(
+    s: State, r: Regime, word: Word, level: int, ipa: Word, end: Word, flush: bool
+) -> tuple[Word, int]:
     """Step to the next entry; on leaving a table (its end, or the range's) free it if it is empty."""
     following = word + ONE
     while level > r.start_level:
@@ -172,7 +175,8 @@ def leave_tables(s: State, r: Regime, word: Word, level: int, ipa: Word, end: Wo
         frame = frame_of(s, word)
         parent = s.frames[frame, PARENT]
         if s.frames[frame, REFS] == ONE:
-            flush_ipa(s, owner_mmu(s, frame))
+            if flush:
+                flush_ipa(s, owner_mmu(s, frame))
             give_frame(s, frame)
             drop_entry(s, parent)
         word = parent

@@ -283,67 +283,75 @@ def placed_cases() -> list[Case]:
     return [*aliases, *_PLACED, *failures]
 
 
+REGIONS: Final = (NESTED, NESTED + BLOCK, 0x4000_0000)
+"""Nested IPAs of the three regions of 2M that a random L1 maps, all onto the same four blocks."""
+
+
 class _OddGuest:
-    """Draws one line, or a few that belong together, at a time."""
+    """Draws one line, or a few that belong together, at a time.
+
+    Where a region leads is one of four blocks, the same for pages and blocks, so regions alias each other
+    and L1 may change sizes, permissions and validity without a TLBI. Before it leads a region elsewhere it
+    invalidates everything: what L0 makes of an L1 that does not is no design's doing.
+    """
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.tenants = [(FIRST_ROOT, 1)]
+        self.tenants = [FIRST_ROOT]
         self.off = False
+        self.leads = [self.random.randrange(4) for _ in REGIONS]
 
-    def nested(self, align: int) -> int:
-        base = self.random.choice((NESTED, NESTED, NESTED + BLOCK, 0x4000_0000))
-        return base + self.random.randrange(0, BLOCK if align == PAGE else 2 * BLOCK, align) % (24 * align)
-
-    def canonical(self, align: int) -> int:
-        return DATA + self.random.randrange(4) * BLOCK + (self.random.randrange(24) * PAGE % align)
-
-    def pages(self) -> tuple[int, int]:
-        return DATA + self.random.randrange(4) * BLOCK + self.random.randrange(20) * PAGE, 1
+    def place(self) -> tuple[int, int]:
+        """Nested IPA of a page and the canonical IPA its region sends it to."""
+        region = self.random.randrange(len(REGIONS))
+        inside = self.random.randrange(24) * PAGE
+        return REGIONS[region] + inside, DATA + self.leads[region] * BLOCK + inside
 
     def map(self) -> str:
         letters = self.random.choice(("rw", "rw", "rw", "r", "rwx", "rwc", "rwa"))
+        nested_ipa, canonical_ipa = self.place()
         if self.random.random() < 0.3:
-            return f"map {self.nested(BLOCK):#x} {self.canonical(1):#x} 2M 2 {letters}"
-        count = self.random.randint(1, 8)
-        window = self.random.choice((0, 0, 1, 2))
-        size, wrap = count * 4, f" {window * 4}k" if window else ""
-        return f"map {self.nested(PAGE):#x} {self.canonical(BLOCK):#x} {size}k 3 {letters}{wrap}"
+            return f"map {nested_ipa & -BLOCK:#x} {canonical_ipa & -BLOCK:#x} 2M 2 {letters}"
+        return f"map {nested_ipa:#x} {canonical_ipa:#x} {self.random.randint(1, 8) * 4}k 3 {letters}"
+
+    def move(self) -> str:
+        region = self.random.randrange(len(REGIONS))
+        self.leads[region] = self.random.randrange(4)
+        canonical_ipa = DATA + self.leads[region] * BLOCK
+        size, level = self.random.choice((("2M", 2), ("64k", 3)))
+        gone = "\n".join(f"unmap {REGIONS[region]:#x} 2M {n}" for n in (3, 2))
+        return f"{gone}\ntlbi 5\nmap {REGIONS[region]:#x} {canonical_ipa:#x} {size} {level} rw"
 
     def unmap(self) -> str:
+        nested_ipa, _ = self.place()
         if self.random.random() < 0.3:
-            return f"unmap {self.nested(BLOCK):#x} 2M 2"
-        nested_ipa = self.nested(PAGE)
+            return f"unmap {nested_ipa & -BLOCK:#x} 2M 2"
         owed = self.random.choice(("", tlbi_page(nested_ipa), tlbi_page(nested_ipa, 3)))
         return f"unmap {nested_ipa:#x} 4k 3\n{owed}"
 
     def touch(self) -> str:
         operation = self.random.choice("rwww")
-        start = self.canonical(BLOCK) if self.off else self.nested(PAGE)
+        nested_ipa, canonical_ipa = self.place()
         stride = self.random.choice((4096, 4096, 0x20_0000))
+        start = canonical_ipa if self.off else nested_ipa
         return f"touch {operation} {start:#x} {stride} {self.random.randint(1, 6)}"
 
     def tlbi(self) -> str:
-        nested_ipa = self.nested(PAGE)
-        return self.random.choice(
-            (
-                tlbi_page(nested_ipa),
-                tlbi_page(nested_ipa, 3),
-                tlbi_page(nested_ipa, 2),
-                tlbi_range(nested_ipa, 3),
-                f"tlbi {self.random.choice((4, 5, 6))}",
-            )
-        )
+        nested_ipa, _ = self.place()
+        hints = [tlbi_page(nested_ipa, level) for level in (0, 2, 3)]
+        return self.random.choice((*hints, tlbi_range(nested_ipa, 3), "tlbi 4", "tlbi 5", "tlbi 6"))
 
     def switch(self) -> str:
+        """Another tenant: stage 2 off or on, a root again under its own or another's VMID, or a new root."""
         if self.off or self.random.random() < 0.3:
             self.off = not self.off
             code = CODE_STAGE2_OFF if self.off else CODE
             return f"vm {int(not self.off)}\ncodeat {code:#x}"
-        root, _vmid = self.random.choice(self.tenants)
-        if self.random.random() < 0.25:
-            return f"s2 {root:#x} {self.random.randint(1, 3)}"
-        return f"s2 new {self.random.randint(1, 4)}\ncode" if self.random.random() < 0.5 else f"s2 {root:#x} 1"
+        if self.random.random() < 0.5:
+            return f"s2 {self.random.choice(self.tenants):#x} {self.random.choice((1, 1, 2, 3))}"
+        vmid = self.random.randint(1, 4)
+        maps = "\n".join(self.map() for _ in range(3))
+        return f"s2 new {vmid}\ncode\n{maps}"
 
     def host(self) -> str:
         start = DATA + self.random.randrange(4) * BLOCK
@@ -352,7 +360,7 @@ class _OddGuest:
         return self.random.choice(
             (
                 f"dontneed {part}",
-                f"punch {part}",
+                f"write {page:#x} 4k\npunch {part}",
                 f"dontneed {start:#x} 2M",
                 f"write {start:#x} 2M",
                 f"mprotect {part} r",
@@ -365,6 +373,7 @@ class _OddGuest:
         )
 
     def slot(self) -> str:
+        """Dirty logging, or the memslot gone and back."""
         return self.random.choice(("log 1", "log 1\ngetlog", "getlog", "log 0", "log 0", "slot 0\nslot 1"))
 
 
@@ -375,8 +384,17 @@ def random_script(seed: int, backing: str = "base", steps: int = 60) -> str:
     root or a VMID, stage 2 off, dirty logging, the memslot gone and back. The same arguments, same script.
     """
     guest = _OddGuest(seed)
-    draws = (guest.map, guest.touch, guest.host, guest.unmap, guest.tlbi, guest.switch, guest.slot)
-    weights = (5, 9, 5, 2, 2, 1, 1)
+    draws = (
+        guest.map,
+        guest.touch,
+        guest.host,
+        guest.unmap,
+        guest.tlbi,
+        guest.switch,
+        guest.slot,
+        guest.move,
+    )
+    weights = (5, 9, 5, 2, 2, 1, 1, 1)
     lines = [guest.map() for _ in range(4)]
     lines += [draw() for draw in guest.random.choices(draws, weights, k=steps)]
     lines.append(f"dontneed {DATA:#x} 8M")

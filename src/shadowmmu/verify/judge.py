@@ -18,8 +18,7 @@ from shadowmmu.kvm.slots import NO_SLOT
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import M_ENABLED, M_VTTBR
 from shadowmmu.verify.rules import (
-    CHECK_HOST,
-    CHECK_RECORD,
+    ALL_RULES,
     HOLDS,
     NOT_COVERED,
     RULES,
@@ -63,14 +62,20 @@ class Judge:
         """Check every rule after ``event``. O(leaves + words of tables)."""
         self.looks += 1
         state = executor.state
-        checks = 0 if STALE_LEAF in self.found else CHECK_HOST
-        checks |= 0 if NOT_COVERED in self.found else CHECK_RECORD
+        checks = ALL_RULES
+        for rule in self.found:
+            checks &= ~(1 << rule)
         finding = judge_leaves(state, checks, self.compose)
+        while finding.rule != HOLDS:
+            self._note(executor, event, finding)
+            checks &= ~(1 << int(finding.rule))
+            finding = judge_leaves(state, checks, self.compose)
         self.awaiting_tlbi = int(finding.awaiting)
-        self._note(executor, event, finding)
-        if finding.rule == NOT_COVERED and checks & CHECK_HOST:
-            self._note(executor, event, judge_leaves(state, CHECK_HOST, False))
-        self._note(executor, event, judge_tables(state))
+        finding = judge_tables(state, checks)
+        while finding.rule != HOLDS:
+            self._note(executor, event, finding)
+            checks &= ~(1 << int(finding.rule))
+            finding = judge_tables(state, checks)
         self._note(executor, event, survivor(executor, event))
 
     def _note(self, executor: Executor, event: int, finding: Finding | None) -> None:

@@ -62,9 +62,6 @@ ORPHAN: Final = 6
 USE_COUNT: Final = 7
 SURVIVED_TLBI: Final = 8
 
-CHECK_HOST: Final = 1
-CHECK_RECORD: Final = 2
-
 RULES: Final[dict[int, tuple[str, str]]] = {
     STALE_LEAF: ("A1", "a valid shadow leaf points to memory the host no longer maps there"),
     WRITABLE_LEAF: ("A1W", "a writable shadow leaf over memory the host made read-only"),
@@ -75,6 +72,10 @@ RULES: Final[dict[int, tuple[str, str]]] = {
     USE_COUNT: ("A15", "a table's use count is not one plus its nonzero entries"),
     SURVIVED_TLBI: ("A7", "a leaf that L1 invalidated is still there"),
 }
+
+ALL_RULES: Final = (1 << (SURVIVED_TLBI + 1)) - 1
+"""``checks`` of the passes below: bit n asks for rule n, so that one broken rule does not hide another."""
+HOST_RULES: Final = 1 << STALE_LEAF | 1 << WRITABLE_LEAF
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
@@ -94,18 +95,20 @@ class Finding(NamedTuple):
 
 
 @inline
-def host_agrees(s: State, canonical_ipa: Word, pa: Word, size: Word, writable: bool) -> int:
+def host_agrees(s: State, canonical_ipa: Word, pa: Word, size: Word, writable: bool, checks: int) -> int:
     """Whether the host maps all of [canonical_ipa, +size) to [pa, +size): HOLDS or the rule broken."""
+    stale = STALE_LEAF if checks & (1 << STALE_LEAF) != 0 else HOLDS
     slot = find_slot(s, canonical_ipa)
     if slot == NO_SLOT:
-        return STALE_LEAF
+        return stale
     page = ONE << s.regs[R_PAGE_SHIFT]
     offset = ZERO
     while offset < size:
         mapped = translate(s, slot_hva(s, slot, canonical_ipa + offset))
         if mapped.size == ZERO or mapped.pa != pa + offset:
-            return STALE_LEAF
-        if writable and not mapped.writable:
+            if stale != HOLDS:
+                return stale
+        elif writable and not mapped.writable and checks & (1 << WRITABLE_LEAF) != 0:
             return WRITABLE_LEAF
         offset += size if mapped.size >= size else page
     return HOLDS
@@ -136,24 +139,24 @@ def size_holds(s: State, nested_ipa: Word, canonical_ipa: Word, size: Word, tag:
 def leaf_rule(
     s: State, mmu: int, nested_ipa: Word, level: int, word: Word, canonical_ipa: Word, checks: int
 ) -> int:
-    """The first rule one leaf breaks, or HOLDS."""
+    """The first rule one leaf breaks of those ``checks`` asks for, or HOLDS."""
     descriptor = s.mem[word]
     size = entry_size(context_regime(s, mmu), level)
     tag = s.ghost[word] & PAGE_OFFSET
-    if checks & CHECK_HOST != 0:
-        inside = size - ONE
-        pa = descriptor & OA_BITS & ~inside
-        broken = host_agrees(s, canonical_ipa, pa, size, descriptor & S2AP_W != ZERO)
+    if checks & HOST_RULES != 0:
+        pa = descriptor & OA_BITS & ~(size - ONE)
+        broken = host_agrees(s, canonical_ipa, pa, size, descriptor & S2AP_W != ZERO, checks)
         if broken != HOLDS:
             return broken
-    if not size_holds(s, nested_ipa, canonical_ipa, size, tag):
+    if checks & (1 << WRONG_SIZE) != 0 and not size_holds(s, nested_ipa, canonical_ipa, size, tag):
         return WRONG_SIZE
     enabled = s.mmus[mmu, M_ENABLED] != ZERO
     pending = s.mmus[mmu, M_PENDING] != ZERO
     shown = (descriptor & GUEST_LEVEL) >> GUEST_LEVEL_SHIFT
-    if shown != tag or (not pending and enabled != (tag != ZERO)):
-        return WRONG_TAG
-    if checks & CHECK_RECORD != 0:
+    if checks & (1 << WRONG_TAG) != 0:
+        if shown != tag or (not pending and enabled != (tag != ZERO)):
+            return WRONG_TAG
+    if checks & (1 << NOT_COVERED) != 0:
         if not design_covers(s, mmu, canonical_ipa, nested_ipa, size, level, word):
             return NOT_COVERED
     return HOLDS
@@ -172,9 +175,10 @@ def agrees_with_guest(s: State, mmu: int, nested_ipa: Word, canonical_ipa: Word)
 
 @kernel
 def judge_leaves(s: State, checks: int, compose: bool) -> Finding:
-    """Every rule on every shadow leaf; the first broken. O(leaves). Changes nothing but no counter.
+    """The rules of ``checks`` on every shadow leaf; the first broken. O(leaves). Changes nothing.
 
-    ``compose`` also walks L1's tables for each leaf and counts those that await a TLBI.
+    ``compose`` also walks L1's tables for each leaf and counts those that await a TLBI: all of them if no
+    rule is broken, else those before the leaf that breaks it.
     """
     reads = s.count[DESCRIPTORS_READ]
     awaiting = 0
@@ -280,12 +284,12 @@ def guest_word(s: State, canonical_ipa: Word) -> GuestWord:
 
 
 @kernel
-def judge_tables(s: State) -> Finding:
-    """Rules A15 and A11. O(words of the tables in use)."""
+def judge_tables(s: State, checks: int) -> Finding:
+    """Rules A15 and A11, as far as ``checks`` asks for them. O(words of the tables in use)."""
     shift = s.regs[R_PAGE_SHIFT] - U64(3)
     words = I64(ONE << shift)
     frame = ONE
-    while frame < s.regs[R_NEXT_FRAME]:
+    while checks & (1 << USE_COUNT) != 0 and frame < s.regs[R_NEXT_FRAME]:
         if is_table(s, frame):
             used = 1
             first = I64(frame << shift)
@@ -295,7 +299,7 @@ def judge_tables(s: State) -> Finding:
             if U64(used) != s.frames[frame, REFS]:
                 return Finding(USE_COUNT, 0, ZERO, ZERO, frame << shift, ZERO, 0)
         frame += ONE
-    if I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
+    if checks & (1 << ORPHAN) != 0 and I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
         leaves = 0
         for mmu in range(1, shadow_mmus(s) + 1):
             leaves += I64(s.mmus[mmu, M_LEAVES])

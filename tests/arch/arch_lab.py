@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shadowmmu.arch import fault
-from shadowmmu.arch.registers import VTCR_EL2
 from shadowmmu.arch.regime import Regime, root_base, stage2_regime, start_entries_shift, start_table_legal
+from shadowmmu.arch.registers import VTCR_EL2
 from shadowmmu.arch.stage2 import output_address, stage2_walk
 from shadowmmu.compiled import U64, kernel
 

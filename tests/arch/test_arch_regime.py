@@ -16,7 +16,6 @@ from shadowmmu.arch.regime import (
 )
 from shadowmmu.compiled import U64
 
-
 # Worked by hand: granule, T0SZ, SL0, bits of PA -> start level, log2 of start entries, legal.
 GOLDEN = [
     ("4K", 24, 1, 48, 1, 10, True),  # 40 bits: two tables side by side

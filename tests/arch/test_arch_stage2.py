@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from arch_lab import ADDRESS, AF, FIRST_BLOCK, GRANULES, TABLE, VALID, Walked, decode, naive_walk, vtcr, walk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmmu.arch.fault import EXECUTE, READ, WRITE
@@ -190,6 +190,7 @@ def walks(draw: st.DrawFn) -> tuple[str, int, int, int, int, dict[int, int]]:
     return granule, t0sz, sl0, ps, ipa, words
 
 
+@settings(max_examples=5 * settings().max_examples)
 @given(case=walks(), nearby=st.integers(0, 63))
 def test_walks_agree_with_a_naive_walker(
     case: tuple[str, int, int, int, int, dict[int, int]], nearby: int

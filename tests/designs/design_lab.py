@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from shadowmmu.arch.stage2 import OA_BITS
 from shadowmmu.compiled import U64
 from shadowmmu.designs.reverse_table_check import ShadowLeaf, shadow_leaves
 from shadowmmu.engine.executor import Executor
@@ -79,17 +76,6 @@ def leaf_of(made: Executor, nested_ipa: int) -> ShadowLeaf | None:
     return None
 
 
-def leaf_pa(made: Executor, leaf: ShadowLeaf) -> int:
-    """Where a leaf points."""
-    return int(made.state.mem[leaf.word]) & int(OA_BITS)
-
-
 def last_event(made: Executor) -> int:
     """Index of the last event."""
     return len(made.scenario.events) - 1
-
-
-def same_machine(one: Executor, other: Executor) -> list[str]:
-    """Names of the arrays in which two machines differ."""
-    pairs = zip(one.state._asdict().items(), other.state, strict=True)
-    return [name for (name, array), twin in pairs if not np.array_equal(array, twin)]

@@ -33,9 +33,7 @@ def recorded(made: Executor) -> dict[int, int]:
     tree = made.state.mmus[1, M_TREE]
     rb_check(made.state.rmap, tree)
     words = made.state.rmap
-    return {
-        int(words[node + int(N_KEY)]): int(words[node + int(N_VALUE)]) for node in rb_nodes(words, tree)
-    }
+    return {int(words[node + int(N_KEY)]): int(words[node + int(N_VALUE)]) for node in rb_nodes(words, tree)}
 
 
 def stale(text: str, *, fail: int = 0) -> None:

@@ -102,7 +102,9 @@ def test_a_tlbi_takes_its_own_alias_off_the_chain(order: tuple[int, ...]) -> Non
 
 
 def test_a_tlbi_inside_a_block_unlinks_the_block() -> None:
-    made = every_event(DESIGN, script(BLOCK_LEAF, f"tlbi 0 {7 << 44 | (NESTED >> 12) + 5:#x}", backing="thp"), check)
+    made = every_event(
+        DESIGN, script(BLOCK_LEAF, f"tlbi 0 {7 << 44 | (NESTED >> 12) + 5:#x}", backing="thp"), check
+    )
     assert leaf_of(made, NESTED) is None
 
 
@@ -121,7 +123,9 @@ def test_without_range_tlbi_each_leaf_is_invalidated() -> None:
 
 @pytest.mark.parametrize("nth", range(1, 18))
 def test_a_failed_allocation_costs_one_whole_mmu_once(nth: int) -> None:
-    text = script(PAGES_16, f"dontneed {DATA:#x} 4k", f"touch w {NESTED:#x} 4096 16", f"dontneed {DATA:#x} 4k")
+    text = script(
+        PAGES_16, f"dontneed {DATA:#x} 4k", f"touch w {NESTED:#x} 4096 16", f"dontneed {DATA:#x} 4k"
+    )
     made, violation = judged(DESIGN, text, fail=nth)
     assert violation is None
     assert [count(made, n) for n in ("allocation_failures", "broken", "fallbacks_mmu")] == [1, 1, 1]
@@ -207,7 +211,9 @@ def test_the_check_sees_a_leaf_that_is_not_recorded() -> None:
         check_reverse_table(made.state)
 
 
-@pytest.mark.parametrize(("ranges", "holds"), [([(0, 8), (0, 8), (4, 2), (8, 8)], True), ([(0, 8), (4, 8)], False)])
+@pytest.mark.parametrize(
+    ("ranges", "holds"), [([(0, 8), (0, 8), (4, 2), (8, 8)], True), ([(0, 8), (4, 8)], False)]
+)
 def test_the_nesting_test_can_fail(ranges: list[tuple[int, int]], holds: bool) -> None:
     crossing = any(a[0] < b[0] < a[0] + a[1] < b[0] + b[1] for a, b in pairwise(sorted(ranges)))
     assert crossing != holds

@@ -23,7 +23,7 @@ from design_lab import (
 from shadowmmu.compiled import U64
 from shadowmmu.designs.containers import maple_node
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
-from shadowmmu.designs.spanning import M_BROKEN, M_DIRECT, M_MAP
+from shadowmmu.designs.spanning import M_BROKEN, M_DIRECT, M_MAP, spanning_record
 from shadowmmu.designs.spanning_check import SpanningEntry, check_spanning, spanning_entries
 from shadowmmu.engine.executor import Executor
 from shadowmmu.verify.cases import random_script
@@ -37,7 +37,7 @@ def entries(made: Executor, tree: int = M_MAP) -> list[SpanningEntry]:
     """The map (or the direct map) of the first shadow MMU, L2's code page left out."""
     check_spanning(made.state)
     found = spanning_entries(made.state, made.state.mmus[1, tree])
-    return [entry for entry in found if NESTED <= max(entry.first, entry.output) or entry.first >= DATA]
+    return [entry for entry in found if max(entry.first, entry.output) >= NESTED or entry.first >= DATA]
 
 
 def test_a_leaf_is_recorded_in_both_trees() -> None:
@@ -84,8 +84,9 @@ def test_unknown_grows_to_the_hull_of_what_it_meets() -> None:
 
 def test_a_hull_covers_every_page_of_the_block_that_replaces_them() -> None:
     pages = f"map {NESTED:#x} {DATA:#x} 32k 3 rw\ntouch w {NESTED:#x} 4096 8"
-    made = run(DESIGN, script(pages, f"unmap {NESTED:#x} 2M 2", BLOCK_LEAF, backing="thp"))
-    assert entries(made)[0].unknown
+    block = f"map {NESTED:#x} {DATA:#x} 2M 2 rw\ntouch w {NESTED + 0x10_0000:#x}"
+    made = run(DESIGN, script(pages, f"unmap {NESTED:#x} 2M 2", block, backing="thp"))
+    assert entries(made) == [(DATA, DATA + BLOCK - 1, 0, True)]
 
 
 def test_a_full_unmap_heals() -> None:
@@ -96,7 +97,9 @@ def test_a_full_unmap_heals() -> None:
 
 @pytest.mark.parametrize("nth", range(1, 18))
 def test_a_failed_allocation_breaks_the_record_until_the_next_unmap(nth: int) -> None:
-    text = script(PAGES_16, f"dontneed {DATA:#x} 4k", f"touch w {NESTED:#x} 4096 16", f"dontneed {DATA:#x} 4k")
+    text = script(
+        PAGES_16, f"dontneed {DATA:#x} 4k", f"touch w {NESTED:#x} 4096 16", f"dontneed {DATA:#x} 4k"
+    )
     made, violation = judged(DESIGN, text, fail=nth)
     assert violation is None
     assert [count(made, n) for n in ("allocation_failures", "broken", "fallbacks_mmu")] == [1, 1, 1]
@@ -111,12 +114,14 @@ def test_a_broken_record_covers_everything_and_takes_no_more() -> None:
     assert design_covers(made.state, 1, U64(DATA), U64(NESTED), U64(PAGE), 3, U64(1))
 
 
-def test_a_record_without_room_in_its_pool_breaks_too() -> None:
-    made = executor(DESIGN, script(PAGES_16, f"dontneed {DATA:#x} 64k"))
-    made.run(4)
-    made.state.rmap[0] = 0  # the bump pointer is at the end of the array: no node can be made
-    full = made.state._replace(rmap=made.state.rmap[: int(made.state.rmap[1])])
-    assert len(full.rmap) >= 0
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_a_tree_without_room_for_a_node_breaks_the_record_too(nodes: int) -> None:
+    made = executor(DESIGN, script("nop"))
+    end = int(made.state.rmap[0]) + 32 * nodes  # the engine never lets a pool run so short
+    state = made.state._replace(rmap=made.state.rmap[:end])
+    spanning_record(state, 1, U64(DATA), U64(NESTED), U64(PAGE))
+    assert state.mmus[1, M_BROKEN]
+    assert [count(made, name) for name in ("broken", "allocation_failures")] == [1, 0]
 
 
 def test_the_same_leaf_again_does_not_pollute() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from design_lab import DATA, NESTED, PAGES_16, cost, count, executor, last_event, run, script
 
-from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
 from shadowmmu.compiled import U64
+from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
 from shadowmmu.designs.reverse_table_check import shadow_leaves
 
-TENANTS = [f"s2 new {v}\ncode\nmap {NESTED:#x} {DATA:#x} 16k 3 rw\ntouch w {NESTED:#x} 4096 4" for v in (2, 3)]
+TENANTS = [
+    f"s2 new {v}\ncode\nmap {NESTED:#x} {DATA:#x} 16k 3 rw\ntouch w {NESTED:#x} 4096 4" for v in (2, 3)
+]
 CHUNKS_40_BITS = 1 << (40 - 30)
 
 
 def test_a_notifier_visits_every_valid_shadow_mmu_and_no_other() -> None:
     text = "vcpus 2\n" + script(PAGES_16, *TENANTS, f"dontneed {DATA + 0x20_0000:#x} 4k")
     made = executor("sweep", text)
-    visited, chunks, removed = cost(made, last_event(made), "shadow_mmus_visited", "chunks_shadow", "leaves_removed")
+    visited, chunks, removed = cost(
+        made, last_event(made), "shadow_mmus_visited", "chunks_shadow", "leaves_removed"
+    )
     assert visited == 3  # of four: one was never used
     assert chunks == 3 * CHUNKS_40_BITS
     assert removed == 16 + 4 + 4 + 3

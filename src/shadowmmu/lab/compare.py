@@ -29,7 +29,7 @@ from shadowmmu.lab.measure import measure, run_judged
 from shadowmmu.lab.results import CompareOptions, Comparison, DesignResult, RunKind, ScenarioSource
 
 DEFAULT_LEAVES: Final = 1_000_000
-DEFAULT_NOTIFIERS: Final = 4
+DEFAULT_NOTIFIERS: Final = 3
 STORM_MMUS: Final = 4
 STORM_IPA_BITS: Final = (48, 40)
 DEFAULT_IPA_BITS: Final = 48

@@ -211,6 +211,24 @@ def test_the_check_sees_a_leaf_that_is_not_recorded() -> None:
         check_reverse_table(made.state)
 
 
+@pytest.mark.parametrize("whole_node", [False, True])
+def test_a_tlbi_over_a_lost_entry_harms_nothing_else(whole_node: bool) -> None:
+    made = executor(
+        DESIGN, script(*ALIASES[:1], PAGES_16.replace("64k", "8k").replace(" 16", " 2"), "tlbi 4")
+    )
+    made.run(last_event(made))
+    leaf = leaf_of(made, NESTED)
+    assert leaf is not None
+    words = made.state.rmap
+    if whole_node:
+        made.state.side[leaf.word] = U64(DATA + 64 * BLOCK + 1)  # where the radix has no node
+    else:
+        words[next(int(i) for i in range(rn.RT_HEADER, len(words)) if int(words[i]) == leaf.word)] = 0
+    made.run()
+    assert shadow_leaves(made.state) == []
+    assert not made.state.side.any()
+
+
 @pytest.mark.parametrize(
     ("ranges", "holds"), [([(0, 8), (0, 8), (4, 2), (8, 8)], True), ([(0, 8), (4, 8)], False)]
 )

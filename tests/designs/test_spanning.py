@@ -185,6 +185,7 @@ def test_the_check_sees_what_it_looks_for() -> None:
     before = words[at]
     words[at] = before + U64(PAGE)
     assert check_spanning(made.state) == 2  # the entry, and its twin in the direct map
+    assert not design_covers(made.state, 1, U64(0x4005_0000), U64(0x1_0000), U64(PAGE), 3, U64(1))
     words[at] = before | U64(1 << 9)
     with pytest.raises(AssertionError, match="leads to"):
         check_spanning(made.state)

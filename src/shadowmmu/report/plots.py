@@ -7,6 +7,7 @@ value, one for light and one for dark, so a plot follows the page; without it, t
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from shadowmmu.lab.results import DesignResult
 from shadowmmu.report.metrics import BY_KEY, Group, Metric
@@ -62,7 +63,7 @@ PLOTTED: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "refaults_caused",
         "Refaults caused",
-        "Shadow faults that only repair what a notifier tore down beyond its range, logarithmic from 1; 0 is exact.",
+        "Shadow faults where a notifier had cleared the leaf, logarithmic from 1; 0 is exact.",
     ),
     (
         "over_unmapped_bytes",
@@ -154,9 +155,17 @@ def _scale(axes: Axes, metric: Metric, groups: Sequence[Group], linear: bool) ->
         return
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     axes.set_xlim(0, largest ** (1 + _DECADES_OF_LABEL) * 3)
-    axes.xaxis.set_major_locator(LogLocator(base=10, numticks=5))
+    axes.xaxis.set_major_locator(FixedLocator(_log_ticks(largest, metric.key.endswith("bytes"))))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: unit(value)))
+
+
+def _log_ticks(largest: float, sizes: bool) -> list[float]:
+    """0 and at most four powers of ten up to ``largest``; powers of 1024 for sizes."""
+    base = 1024 if sizes else 10
+    powers = math.ceil(math.log(largest, base))
+    step = math.ceil(powers / 4)
+    return [0.0, *(float(base**power) for power in range(step, powers + 1, step))]
 
 
 def _short(title: str) -> str:

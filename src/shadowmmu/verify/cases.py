@@ -142,8 +142,8 @@ _PLACED: Final = (
         ),
     ),
     Case(
-        "recycled-then-notifier",
-        "a recycled shadow MMU still holds its former tenant's leaves when the notifier comes",
+        "recycled",
+        "shadow MMUs change tenants and are wiped: what was recorded of the former tenant goes too",
         _start(
             "base",
             *(

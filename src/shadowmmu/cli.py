@@ -32,7 +32,13 @@ SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 WITNESS_FILE: Final = "shadowmmu-witness.txt"
 
 
-class Number(click.ParamType):
+if TYPE_CHECKING:
+    IntType = click.ParamType[int]
+else:
+    IntType = click.ParamType  # generic since click 8.3 only
+
+
+class Number(IntType):
     """An integer in decimal or hex (0x), with a suffix K, M or G for powers of 1024."""
 
     name = "number"

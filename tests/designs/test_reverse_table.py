@@ -138,6 +138,7 @@ def test_a_broken_mmu_covers_everything_until_it_is_wiped() -> None:
     made.run(last_event(made))
     assert made.state.mmus[1, M_BROKEN]
     check_reverse_table(made.state)
+    assert design_recorded_of(made) == 1  # L2's code page, before the failure; nothing after it
     assert design_covers(made.state, 1, U64(DATA), U64(NESTED), U64(PAGE), 3, U64(1))
     made.run()
     assert not made.state.mmus[1, M_BROKEN]
@@ -175,6 +176,12 @@ def test_one_page_costs_a_node_a_level_whatever_else_is_mapped(pages: int) -> No
     assert mapped == 1
     assert visited <= LEVELS + 1
     assert design_recorded_of(made) == pages + 2
+
+
+def test_a_range_costs_the_path_to_it_once_and_its_words() -> None:
+    made = executor(DESIGN, script(PAGES_16, f"dontneed {DATA:#x} 2M"))
+    removed, visited = cost(made, last_event(made), "leaves_removed", "nodes_visited")
+    assert (removed, visited) == (16, LEVELS - 1 + BLOCK // PAGE)
 
 
 def test_the_check_sees_what_it_looks_for() -> None:

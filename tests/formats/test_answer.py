@@ -70,7 +70,8 @@ def test_what_the_smallest_answer_says() -> None:
     )
     assert not fault.finished
     good = by_command["touch w 0x80000000 4096 4"].touch
-    assert good is not None and good.finished
+    assert good is not None
+    assert good.finished
     (s2,) = by_command["s2 new 1"].printed("s2")
     assert s2.fields == {"root": 0x40100000, "vttbr": 0x1000040100000, "vtcr": 0x80023559}
     shadow = by_command["dump touched"].dumps["nested/nested_mmu0"]

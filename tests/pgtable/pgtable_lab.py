@@ -192,7 +192,7 @@ class Lab:
         start, ia_bits = int(s.mmus[mmu, M_START]), int(s.mmus[mmu, M_IA_BITS])
         words = 1 << stride
         leaves: dict[int, Found] = {}
-        roots = max(1, 1 << (ia_bits - shift - stride * (4 - start)))
+        roots = 1 << max(0, ia_bits - shift - stride * (4 - start))
         first = int(s.mmus[mmu, M_ROOT]) >> shift
         todo = [(first + i, start, 0, i << (shift + stride * (4 - start))) for i in range(roots)]
         for frame, level, parent, base in todo:
@@ -211,7 +211,7 @@ class Lab:
                 else:
                     leaves[ipa] = Found(level, entry, word)
         self.tables_seen = len(todo)
-        return leaves
+        return dict(sorted(leaves.items()))
 
     def check(self) -> dict[int, dict[int, Found]]:
         """Every invariant of the tables of every MMU; their leaves."""

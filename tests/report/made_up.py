@@ -66,10 +66,16 @@ def result(
 def comparison(agrees: bool = True) -> Comparison:
     """Three kernel runs and two storms under four designs."""
     results = []
-    for run, stale in (("scenario/01-base4k", False), ("scenario/09-alias", True), ("cost/counted-chunks", False)):
+    for run, stale in (
+        ("scenario/01-base4k", False),
+        ("scenario/09-alias", True),
+        ("cost/counted-chunks", False),
+    ):
         for design in COSTS:
             fits = agrees or run != "scenario/09-alias"
-            answer = Agreement(12, fits, [] if fits else ["dump 3, line 2", "kernel: 0x80000000", "model: nothing"])
+            answer = Agreement(
+                12, fits, [] if fits else ["dump 3, line 2", "kernel: 0x80000000", "model: nothing"]
+            )
             results.append(
                 result(
                     design,

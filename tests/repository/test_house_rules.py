@@ -72,7 +72,9 @@ def test_no_module_is_a_drawer_for_everything() -> None:
 
 
 def test_the_checks_see_what_they_look_for() -> None:
-    tree = ast.parse('"""m"""\nclass C:\n    """c"""\n    def f(self, *, address): ...\ndef g(addr, /): ...\n')
+    tree = ast.parse(
+        '"""m"""\nclass C:\n    """c"""\n    def f(self, *, address): ...\ndef g(addr, /): ...\n'
+    )
     assert public_without_docstring(tree) == ["g", "C.f"]
     assert sorted(unplaced_parameters(tree)) == ["f(address)", "g(addr)"]
 
@@ -119,6 +121,8 @@ def test_the_forbidden_patterns_spare_what_is_fine(line: str) -> None:
     assert not any(pattern.search(line) for pattern in _forbidden().values())
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run", "Makefile"])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run", "Makefile"]
+)
 def test_the_repository_has(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8").strip()

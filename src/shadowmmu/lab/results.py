@@ -176,7 +176,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Transcript:
-    """The answer of ``run`` and ``walk``: lines to print, the same as plain values, and a verdict if asked."""
+    """The answer of ``run`` and ``walk``: lines to print, the same as plain values, a verdict if asked."""
 
     title: str
     lines: list[str]

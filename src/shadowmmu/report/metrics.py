@@ -189,8 +189,8 @@ def storms(comparison: Comparison) -> list[Group]:
     for results in by_run(of_kind(comparison, "storm")):
         first = results[0]
         title = (
-            f"{first.run}: {first.ipa_limit_bits}-bit IPA, {quantities.count(first.shadow_mmus)} shadow MMUs, "
-            f"{quantities.count(first.leaves)} leaves"
+            f"{first.run}: {first.ipa_limit_bits}-bit IPA, "
+            f"{quantities.count(first.shadow_mmus)} shadow MMUs, {quantities.count(first.leaves)} leaves"
         )
         groups.append(Group(title, results, {one.design: int(one.verdict.refuted) for one in results}, 1))
     return groups

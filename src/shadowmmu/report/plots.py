@@ -91,7 +91,8 @@ def plots(groups: Sequence[Group]) -> list[Plot]:
 def draw(metric: Metric, groups: Sequence[Group], linear: bool = False) -> str:
     """One metric as SVG: a panel for each group, a row for each design, the exact value beside its mark."""
     rows = max(len(group.results) for group in groups)
-    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": metric.key}):
+    settings: Any = {**_SETTINGS, "svg.hashsalt": metric.key}
+    with mpl.rc_context(settings):
         figure = Figure(figsize=(9.4, _ROW_INCHES * rows + 0.95), layout="constrained")
         panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
         for axes, group in zip(panels, groups, strict=True):

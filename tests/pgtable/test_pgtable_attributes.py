@@ -72,6 +72,8 @@ RELAXED = [
     (RX, R | UX, S2AP_R, 0b01),
     (R | UX, R | PX, S2AP_R, 0b11),
     (W, R, S2AP_R | S2AP_W, 0b10),
+    (R, W | PX, S2AP_R | S2AP_W, 0b11),
+    (RX, 0, S2AP_R, 0b10),
 ]
 
 

@@ -95,9 +95,10 @@ class Tables(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 63))
     def clear_leaf(self, which: int) -> None:
-        mmu, ipa = data.draw(
-            st.sampled_from([(m, ipa) for m, leaves in enumerate(self.model) for ipa in leaves])
-        )
+        leaves = [(mmu, ipa) for mmu, model in enumerate(self.model) for ipa in model]
+        if not leaves:
+            return
+        mmu, ipa = leaves[which % len(leaves)]
         level, _ = self.model[mmu].pop(ipa)
         word = self.machine.entry(mmu, ipa)[0]
         read = self.machine.counts(self.machine.do, Op.CLEAR_LEAF, 0, word)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pgtable_lab import BLOCK, GIGA, PAGE, SIZE, Op, lab
+from pgtable_lab import BLOCK, DATA, GIGA, PAGE, SIZE, Lab, Op, lab
 
+from shadowmmu.machine.ghost import BY_GUEST
 from shadowmmu.machine.log import RANGE
 from shadowmmu.machine.state import R_FREE_TOP, R_LOG_TOP
 
@@ -164,3 +165,29 @@ def test_a_range_is_logged_once_whatever_its_chunks() -> None:
     machine.unmap_range(1, GIGA, 4 * GIGA)
     assert machine.state.regs[R_LOG_TOP] == 1
     assert machine.state.log[0, :5].tolist() == [RANGE, 0, GIGA, 3 * GIGA, 1]
+
+
+def buried(machine: Lab) -> list[int]:
+    """The nested addresses whose leaf the judge knows to be dead, all of MMU 1."""
+    graves = machine.state.graves[machine.state.graves != 0].tolist()
+    assert all(grave >> 48 == 1 and grave & 0xF == BY_GUEST for grave in graves)
+    return sorted((grave >> 4 & ~(1 << 44)) * PAGE for grave in graves)
+
+
+def test_the_judge_hears_of_each_leaf_by_its_first_address_whatever_takes_it() -> None:
+    machine = lab()
+    for ipa in (0, 2 * GIGA, 4 * GIGA):
+        machine.map(1, ipa, 1)
+    word = machine.map(1, 6 * GIGA + BLOCK, 2)
+    for page in (3, 4):
+        machine.map(1, 8 * GIGA + page * PAGE)
+    machine.map(0, 10 * GIGA)
+    assert buried(machine) == []
+    machine.unmap(1, GIGA - PAGE, GIGA)
+    machine.map(1, 2 * GIGA + BLOCK + PAGE)
+    machine.map(1, 4 * GIGA, 1, pa=DATA)
+    machine.do(Op.CLEAR_LEAF, 0, word)
+    machine.map(1, 8 * GIGA, 2)
+    machine.unmap(0, 10 * GIGA, 11 * GIGA)
+    gone = [0, 2 * GIGA, 4 * GIGA, 6 * GIGA + BLOCK, 8 * GIGA + 3 * PAGE, 8 * GIGA + 4 * PAGE]
+    assert buried(machine) == gone, "and of none of the canonical MMU"

@@ -5,10 +5,11 @@ Order and nesting of the notifiers as in ``madvise.c`` and ``vma.c`` of Linux 7.
 
 from __future__ import annotations
 
-from shadowmmu.compiled import U64, kernel
+from shadowmmu.compiled import U64, inline, kernel
 from shadowmmu.host.cutting import close_plan, hugetlb_cut, plan_cut, range_end
 from shadowmmu.host.layout import (
     E_HUGE,
+    E_ZERO,
     EINVAL,
     ENOMEM,
     HUGE_MASK,
@@ -76,19 +77,34 @@ def plan_zap_vma(s: State, rows: int, start: Word, end: Word) -> int:
     return put_end(s, rows, start, end)
 
 
+@inline
+def splits_unevenly(s: State, hva: Word) -> bool:
+    """Whether a cut at ``hva`` falls inside a 2M leaf that cannot be split into its own 512 pages."""
+    if hva & HUGE_MASK == hva or not in_region(s, hva):
+        return False
+    word = s.hpmd[block_index(hva)]
+    if word & E_HUGE == ZERO:
+        return False
+    row = find_vma(s, 0, vma_count(s), hva)
+    return bool(word & E_ZERO != ZERO or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO)
+
+
 @kernel
 def plan_punch(s: State, hva: Word, size: Word) -> int:
     """Plan a bare invalidation: the range goes with one notifier of exactly its bounds.
 
     No kernel function: what the notifier's contract allows and 7.3.4's huge-page code, which announces
-    every split of a 2M leaf too, happens not to do. ``-EINVAL`` for a bad range. O(1).
+    every split of a 2M leaf too, happens not to do. The pages around it must stay what they are, so
+    ``-EINVAL`` for part of a hugetlb page or of the huge zero page, and for a bad range. O(1).
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
     end = range_end(hva, size)
     if end == ZERO:
         return -EINVAL
-    rows = put_start(s, 0, hva, end)
+    if splits_unevenly(s, hva) or splits_unevenly(s, end):
+        return -EINVAL
+    rows = put_start(s, NO_ROWS, hva, end)
     if hva & HUGE_MASK != hva:
         rows = put(s, rows, SPLIT, hva & HUGE_MASK, ZERO, ZERO)
     if end & HUGE_MASK != end:

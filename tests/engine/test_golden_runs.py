@@ -22,7 +22,15 @@ from shadowmmu.machine.counters import CHUNKS, CHUNKS_SHADOW, NOTIFIERS, TLBI_RA
 
 LARGE = Path(__file__).parent.parent / "data" / "kernel_runs"
 RUNS = bundled_runs()
-QUICK = ("hello/", "random/seed1", "scenario/01", "scenario/09", "scenario/12", "suspicion/", "cost/base4k-1024-parange2")
+QUICK = (
+    "hello/",
+    "random/seed1",
+    "scenario/01",
+    "scenario/09",
+    "scenario/12",
+    "suspicion/",
+    "cost/base4k-1024-parange2",
+)
 # The interpreted pass replays a few; that it gives what the compiled code gives is tested on all, below.
 ALL_RUNS = [r for r in RUNS if r.name.startswith(QUICK)] if INTERPRETED else [*RUNS, *read_runs(LARGE)]
 BITS_PER_CHUNK = 30

@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 from nested_lab import CANONICAL, NESTED, leaves, log, play
 
+from shadowmmu.arch.fault import ADDRESS_SIZE, EXTERNAL_WALK, TRANSLATION
+from shadowmmu.arch.regime import Regime
+from shadowmmu.arch.stage2 import CONTIGUOUS
+from shadowmmu.compiled import U64
+from shadowmmu.kvm.walk import output_mask, set_guest_access_flag, walk_guest_stage2
+from shadowmmu.machine.state import image_digest
+
 ROOT = 0x4010_0000
 VTCR = 0x8002_3559
 WRITE = f"write {CANONICAL:#x} 64k"
@@ -106,3 +113,63 @@ def test_larger_guest_granules(tg0: int, root: int, index: int) -> None:
     size, _pa, descriptor = leaves(done)[0x1000_1000]
     assert size == 4096
     assert descriptor >> 55 & 3 == 3
+
+
+def test_a_table_whose_memory_the_host_took_reads_as_zeros() -> None:
+    # The page is faulted in again, as zeros: L1 gets a translation fault at that table's level.
+    lines = [f"map {NESTED:#x} {CANONICAL:#x} 4k 3 r", f"dontneed {ROOT + 0x4000:#x} 4k"]
+    assert fault_of(*lines) == 0x07
+
+
+def test_a_table_the_vmm_unmapped_is_an_external_abort() -> None:
+    lines = [f"map {NESTED:#x} {CANONICAL:#x} 4k 3 r", f"munmap {ROOT + 0x4000:#x} 4k"]
+    assert fault_of(*lines) == 0x17
+
+
+def test_an_access_flag_that_cannot_be_set_is_an_external_abort() -> None:
+    lines = [
+        f"vtcr {vtcr(ha=1):#x}",
+        "s2 0x40100000 1",
+        f"map {NESTED:#x} {CANONICAL:#x} 4k 3 ra",
+        f"touch r {NESTED:#x} 4096 1",
+        f"map {NESTED:#x} {CANONICAL:#x} 4k 3 ra",
+        f"tlbi 0 {NESTED >> 12:#x}",
+        f"mprotect {ROOT + 0x4000:#x} 4k r",
+    ]
+    assert fault_of(*lines) == 0x17
+
+
+def test_a_table_in_no_memslot_when_the_flag_is_due() -> None:
+    done = play(WRITE, f"map {NESTED:#x} {CANONICAL:#x} 4k 3 rw")
+    assert not set_guest_access_flag(done.state, U64(0x9000000), U64(3))
+
+
+def test_a_root_beyond_the_output_size_is_an_address_size_fault() -> None:
+    done = play(WRITE)
+    walk = walk_guest_stage2(done.state, U64(1 << 33), U64(vtcr(ps=0)), U64(NESTED), True)
+    assert (walk.fault, walk.level) == (ADDRESS_SIZE, 0)
+
+
+def test_a_block_above_the_first_block_level_is_a_translation_fault() -> None:
+    # A start table at level 0: 44 bits of input, and an entry of block type in it.
+    done = play(WRITE, f"poke {CANONICAL:#x} {CANONICAL | 0x7FD:#x}", bits=48)
+    control = vtcr(t0sz=20, sl0=2, ps=5)
+    walk = walk_guest_stage2(done.state, U64(CANONICAL), U64(control), U64(0), True)
+    assert (walk.fault, walk.level) == (TRANSLATION, 0)
+
+
+def test_a_probe_brings_nothing_in() -> None:
+    done = play(WRITE, f"map {NESTED:#x} {CANONICAL:#x} 4k 3 r", f"dontneed {ROOT + 0x4000:#x} 4k")
+    before = image_digest(done.state)
+    walk = walk_guest_stage2(done.state, U64(ROOT | 1 << 48), U64(VTCR), U64(NESTED), True)
+    assert walk.fault == EXTERNAL_WALK
+    assert image_digest(done.state) == before
+
+
+@pytest.mark.parametrize(
+    ("page_shift", "level", "bits"), [(12, 2, 25), (12, 3, 16), (16, 3, 21), (14, 2, 30), (14, 3, 21)]
+)
+def test_what_the_contiguous_hint_spans(page_shift: int, level: int, bits: int) -> None:
+    r = Regime(page_shift, page_shift - 3, 1, 48, 48)
+    assert int(output_mask(r, level, CONTIGUOUS)) == (1 << bits) - 1
+    assert int(output_mask(r, level, U64(0))) == (1 << page_shift + (page_shift - 3) * (3 - level)) - 1

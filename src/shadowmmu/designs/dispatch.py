@@ -42,7 +42,11 @@ from shadowmmu.designs.spanning import (
     spanning_unmap,
 )
 from shadowmmu.designs.sweep import sweep_unmap
-from shadowmmu.machine.state import R_DESIGN, State
+from shadowmmu.machine.frames import is_table, owner_mmu
+from shadowmmu.machine.state import R_DESIGN, R_NEXT_FRAME, R_PAGE_SHIFT, State
+from shadowmmu.pgtable.context import CANONICAL
+
+ONE = U64(1)
 
 
 @kernel
@@ -143,10 +147,24 @@ def design_bytes(s: State) -> int:
     return 0
 
 
+@kernel
+def design_footprint(s: State) -> int:
+    """Bytes of the design's record: nodes, and a word of ``side`` a shadow descriptor. O(frames)."""
+    tables = 0
+    if len(s.side) > 1:
+        frame = ONE
+        while frame < s.regs[R_NEXT_FRAME]:
+            if is_table(s, frame) and owner_mmu(s, frame) != CANONICAL:
+                tables += 1
+            frame += ONE
+    return design_bytes(s) + (tables << I64(s.regs[R_PAGE_SHIFT]))
+
+
 __all__ = [
     "SWEEP",
     "design_bytes",
     "design_covers",
+    "design_footprint",
     "design_forget",
     "design_forget_mmu",
     "design_init",

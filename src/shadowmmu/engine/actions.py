@@ -25,6 +25,7 @@ from shadowmmu.events.schema import (
     MUNMAP,
     NOHUGEPAGE,
     PAGEOUT,
+    PEEK,
     POKE,
     PUNCH,
     SET_STAGE2,
@@ -35,7 +36,15 @@ from shadowmmu.events.schema import (
     VM,
 )
 from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
-from shadowmmu.guest.hypervisor import answer_mailbox, boot_l1, l1_store, new_table, set_leaf, wake_l1
+from shadowmmu.guest.hypervisor import (
+    answer_mailbox,
+    boot_l1,
+    l1_load,
+    l1_store,
+    new_table,
+    set_leaf,
+    wake_l1,
+)
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
 from shadowmmu.guest.layout import (
     G_CURSOR,
@@ -177,9 +186,9 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     """L2's accesses, up to the next abort; enters before the first, leaves after the last or at a fault."""
     done = s.regs[G_CURSOR]
     if done == ZERO:
+        access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
         access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
         access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
-        access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
         enter_l2(s, vcpu)
     outcome = DONE
     fetched = False  # without an abort in between, the code page is still where it was
@@ -232,6 +241,8 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
             s.vcpus[vcpu, V_HCR] &= ~HCR_VM
     elif kind == POKE:
         l1_store(s, vcpu, op[A], op[B])
+    elif kind == PEEK:
+        l1_load(s, vcpu, op[A])
     return EVENT_DONE
 
 

@@ -32,7 +32,7 @@ from shadowmmu.events.schema import DUMP, GETLOG, Kind, Scenario
 from shadowmmu.host.setup import host_grow
 from shadowmmu.kvm.dirty import get_dirty_log
 from shadowmmu.machine.ghost import grave_rehash
-from shadowmmu.machine.state import R_EVENT, R_GHOST_ON, R_LOG_ON, State, grow
+from shadowmmu.machine.state import R_EVENT, R_GHOST_ON, R_LOG_ON, R_LOG_TOP, State, grow
 
 AfterEvent = Callable[["Executor"], None]
 
@@ -108,6 +108,7 @@ class Executor:
             label = self.scenario.labels[int(event["a"])]
             self.dumps.append(Dump(index, label, dump_tables(self.state, bool(event["b"]))))
         elif event["kind"] == GETLOG:
+            self._make_room_to_log(len(self.state.dirty) * len(self.state.mmus))
             get_dirty_log(self.state, 0)
 
     def _make_room(self, reason: int) -> None:
@@ -126,6 +127,10 @@ class Executor:
         else:
             bits = self.machine.ipa_limit_bits
             raise MemoryError(f"the modelled host has used every data page a {bits}-bit machine can address")
+
+    def _make_room_to_log(self, rows: int) -> None:
+        while self.state.regs[R_LOG_ON] and int(self.state.regs[R_LOG_TOP]) + rows > len(self.state.log):
+            self.state = grow(self.state, "log")
 
     def _no_progress(self) -> str:
         event = self.scenario.events[self.position]

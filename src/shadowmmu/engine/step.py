@@ -25,7 +25,6 @@ from shadowmmu.events.schema import (
     IDLEGET,
     MARK,
     PAGEMAP,
-    PEEK,
     PUNCH,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
@@ -46,6 +45,7 @@ from shadowmmu.machine.state import (
     R_PAGE_SHIFT,
     State,
 )
+from shadowmmu.pgtable.context import shadow_mmus
 
 FINISHED: Final = 0
 NEEDS_FRAMES: Final = 1
@@ -65,6 +65,12 @@ RECORD_WORDS_PER_STEP: Final = 16384
 
 
 @inline
+def rows_per_step(s: State) -> int:
+    """Rows of the observation log one step may write: a notifier or a TLBI writes one a shadow MMU."""
+    return ROWS_PER_STEP * (2 + shadow_mmus(s))
+
+
+@inline
 def room(s: State) -> int:
     """FINISHED if every array has room for a step, else what to grow."""
     if frames_left(s) < FRAMES_PER_STEP:
@@ -76,7 +82,7 @@ def room(s: State) -> int:
         return OUT_OF_PHYSICAL
     if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < RECORD_WORDS_PER_STEP:
         return NEEDS_RECORD
-    if s.regs[R_LOG_ON] != ZERO and I64(s.regs[R_LOG_TOP]) + ROWS_PER_STEP > len(s.log):
+    if s.regs[R_LOG_ON] != ZERO and I64(s.regs[R_LOG_TOP]) + rows_per_step(s) > len(s.log):
         return NEEDS_LOG
     if s.regs[R_GHOST_ON] != ZERO and 2 * I64(s.regs[R_GRAVES]) + 1024 > len(s.graves):
         return NEEDS_GRAVES
@@ -86,7 +92,7 @@ def room(s: State) -> int:
 @inline
 def observation(kind: int) -> bool:
     """Whether Python must look before the loop goes on."""
-    return kind == DUMP or kind == PAGEMAP or kind == GETLOG or kind == IDLEGET or kind == PEEK
+    return kind == DUMP or kind == PAGEMAP or kind == GETLOG or kind == IDLEGET
 
 
 @kernel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.designs.dispatch import design_unmap
 from shadowmmu.designs.interface import CAUSE_MEMSLOT
 from shadowmmu.kvm.layout import (
@@ -21,15 +21,22 @@ from shadowmmu.kvm.layout import (
     ZERO,
 )
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
-from shadowmmu.machine.counters import TLBI_VMID
 from shadowmmu.machine.ghost import ghost_begin, ghost_end
 from shadowmmu.machine.log import WRITE_PROTECT, observe
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.attributes import write_protect
 from shadowmmu.pgtable.context import CANONICAL, input_size, shadow_mmus, shadow_valid
+from shadowmmu.pgtable.tlb import flush_range
 from shadowmmu.pgtable.unmap import unmap_range
 
 PAGES_PER_WORD: Final = U64(64)
+
+
+@kernel
+def write_protect_slot(s: State, start: Word, end: Word) -> None:
+    """Make canonical [start, end) read-only. Mirrors ``kvm_stage2_wp_range``."""
+    observe(s, WRITE_PROTECT, start, end - start, U64(CANONICAL), ZERO, ZERO)
+    write_protect(s, CANONICAL, start, end)
 
 
 @kernel
@@ -56,17 +63,18 @@ def set_dirty_logging(s: State, slot: int, on: bool) -> None:
     s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
     base = s.slots[slot, S_BASE]
     mmu_lock_write(s)
-    write_protect(s, CANONICAL, base, base + s.slots[slot, S_SIZE])
+    write_protect_slot(s, base, base + s.slots[slot, S_SIZE])
     write_protect_shadows(s)
     mmu_unlock_write(s)
-    s.count[TLBI_VMID] += 1
+    flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
 
 
 @kernel
 def get_dirty_log(s: State, slot: int) -> int:
     """Harvest the bitmap: write-protect what was dirty, clear it; how many pages were dirty.
 
-    Each 64-page word that has a bit costs a write protection of every shadow, as in 7.3.4.
+    Each 64-page word that has a bit costs a write protection from its first such page to its last, and
+    one of every shadow, as in 7.3.4.
     """
     pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
     word = I64(s.slots[slot, S_DIRTY_WORD])
@@ -76,17 +84,22 @@ def get_dirty_log(s: State, slot: int) -> int:
     for i in range((pages + 63) // 64):
         bits = s.dirty[word + i]
         if bits != ZERO:
+            first = PAGES_PER_WORD
+            last = ZERO
+            for bit in range(64):
+                if (bits >> U64(bit)) & ONE != ZERO:
+                    first = min(first, U64(bit))
+                    last = U64(bit)
+                    dirty += 1
+            page_shift = s.regs[R_PAGE_SHIFT]
             mmu_lock_write(s)
-            write_protect(s, CANONICAL, start, start + span)
+            write_protect_slot(s, start + (first << page_shift), start + ((last + ONE) << page_shift))
             write_protect_shadows(s)
             mmu_unlock_write(s)
-            while bits != ZERO:
-                bits &= bits - ONE
-                dirty += 1
             s.dirty[word + i] = ZERO
         start += span
     if dirty > 0:
-        s.count[TLBI_VMID] += 1
+        flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
     return dirty
 
 

@@ -206,7 +206,8 @@ def compute_prot(s: State, slot: int, page: HostPage, abort: Abort, walk: GuestW
     execution is granted without an execution fault.
     """
     prot = PROT_R | PROT_X
-    if page.writable and (not slot_logs(s, slot) or abort.access == WRITE):
+    writable = page.writable and s.slots[slot, S_FLAGS] & SLOT_READONLY == ZERO
+    if writable and (not slot_logs(s, slot) or abort.access == WRITE):
         prot |= PROT_W
     if nested:
         if walk.descriptor & S2AP_W == ZERO:

@@ -38,7 +38,7 @@ from shadowmmu.arch.stage2 import (
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.layout import ONE, ZERO
+from shadowmmu.kvm.layout import ONE, S_FLAGS, SLOT_READONLY, ZERO
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, mark_dirty, slot_hva
 from shadowmmu.machine.counters import GUEST_DESCRIPTORS_READ
@@ -105,7 +105,7 @@ def read_guest(s: State, canonical_ipa: Word, probe: bool) -> GuestWord:
 def set_guest_access_flag(s: State, canonical_ipa: Word, descriptor: Word) -> bool:
     """Set AF in L1's descriptor, as ``__kvm_at_swap_desc`` does; False where L1's memory refuses."""
     slot = find_slot(s, canonical_ipa)
-    if slot == NO_SLOT:
+    if slot == NO_SLOT or s.slots[slot, S_FLAGS] & SLOT_READONLY != ZERO:
         return False
     hva = slot_hva(s, slot, canonical_ipa)
     steps = plan_touch(s, hva, True)

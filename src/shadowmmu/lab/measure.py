@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from shadowmmu.compiled import I64, U64, Counts, kernel
-from shadowmmu.designs.dispatch import design_bytes
+from shadowmmu.compiled import Counts
+from shadowmmu.designs.dispatch import design_footprint
 from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.setup import Machine
@@ -27,28 +27,12 @@ from shadowmmu.events.schema import (
 from shadowmmu.lab.costs import CostModel
 from shadowmmu.lab.results import Agreement, DesignResult, RunKind, Verdict
 from shadowmmu.machine.counters import counter_names
-from shadowmmu.machine.frames import is_table, owner_mmu
-from shadowmmu.machine.state import R_NEXT_FRAME, R_PAGE_SHIFT, State, empty_counters
-from shadowmmu.pgtable.context import CANONICAL, M_LEAVES
+from shadowmmu.machine.state import State, empty_counters
+from shadowmmu.pgtable.context import M_LEAVES
 from shadowmmu.verify.judge import Judge, judge_points
-
-ONE = U64(1)
 
 UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, LOG, SLOT)
 """Kinds of event that may unmap or write-protect shadow leaves."""
-
-
-@kernel
-def record_bytes(s: State) -> int:
-    """Bytes of the design's record: nodes, and a word of ``side`` a shadow descriptor. O(frames)."""
-    tables = 0
-    if len(s.side) > 1:
-        frame = ONE
-        while frame < s.regs[R_NEXT_FRAME]:
-            if is_table(s, frame) and owner_mmu(s, frame) != CANONICAL:
-                tables += 1
-            frame += ONE
-    return design_bytes(s) + (tables << I64(s.regs[R_PAGE_SHIFT]))
 
 
 @dataclass
@@ -61,7 +45,7 @@ class Peaks:
     def sample(self, state: State) -> None:
         """Look at the machine now."""
         self.leaves = max(self.leaves, int(state.mmus[1:, M_LEAVES].sum()))
-        self.record_bytes = max(self.record_bytes, int(record_bytes(state)))
+        self.record_bytes = max(self.record_bytes, int(design_footprint(state)))
 
 
 @dataclass(frozen=True)

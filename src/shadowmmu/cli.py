@@ -203,7 +203,12 @@ def save_witness(witnesses: Any) -> None:
 @click.argument("scenario")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
-@click.option("--events", is_flag=True, help="Show faults, maps, unmaps and notifiers under each command.")
+@click.option(
+    "--events/--no-events",
+    default=True,
+    show_default=True,
+    help="Show faults, maps, unmaps and notifiers under each command.",
+)
 @click.option(
     "--judge",
     "judge_mode",
@@ -214,7 +219,7 @@ def save_witness(witnesses: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str, as_json: bool) -> None:
-    """Execute one SCENARIO and print its dumps, counters and verdict."""
+    """Execute one SCENARIO and print its dumps, events, counters and verdict."""
     from shadowmmu.lab.replay import run_scenario
 
     transcript = run_scenario(

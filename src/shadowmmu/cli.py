@@ -141,12 +141,12 @@ def compare(
 
     if report is not None:
         check_writable(report)
-    names = asked.pop("ipa_bits")
+    limit = asked.pop("ipa_bits")
     recorded, sources = split_names(scenarios)
     options = CompareOptions(
         scenarios=tuple(sources),
         runs=tuple(recorded),
-        ipa_limit_bits=names,
+        ipa_limit_bits=limit,
         progress=progress_line(quiet),
         **asked,
     )

@@ -40,9 +40,6 @@ ZERO: Final = U64(0)
 ONE: Final = U64(1)
 WORD_BYTES: Final = U64(8)
 
-RESERVE_LEVELS: Final = 3
-"""Nodes one record may add: a leaf, and two nodes on the way to it."""
-
 
 @inline
 def root_entries(s: State, r: Regime) -> Word:

@@ -14,7 +14,6 @@ L1_STACK_PAGE: Final = U64(0x4003_F000)
 L2_CODE_PAGE: Final = U64(0x4005_0000)
 MAILBOX_PAGE: Final = U64(0x4006_0000)
 TABLE_POOL: Final = U64(0x4010_0000)
-L1_IMAGE_BYTES: Final = U64(0x2000)
 
 # Registers: what L1 remembers, and how far the event under way has come.
 G_POOL: Final = R_GUEST

@@ -12,7 +12,6 @@ K_NEXT: Final = R_KVM + 1
 K_SEQ: Final = R_KVM + 2
 K_IN_PROGRESS: Final = R_KVM + 3
 K_SLOTS: Final = R_KVM + 4
-K_PENDING_TLBI_START: Final = R_KVM + 5
 
 # Columns of a virtual CPU (``State.vcpus``).
 V_HW_MMU: Final = 0

@@ -17,8 +17,6 @@ RunKind: TypeAlias = Literal["kernel", "storm", "scenario"]
 Judge: TypeAlias = Literal["always", "dumps", "never"]
 Json: TypeAlias = dict[str, Any]
 
-JUDGES: Final[tuple[Judge, ...]] = ("always", "dumps", "never")
-
 
 def _silent(line: str) -> None:
     """Progress nobody reads."""

@@ -38,7 +38,6 @@ PROT_W: Final = U64(4)
 PROT_PX: Final = U64(2)
 PROT_UX: Final = U64(1)
 PROT_X: Final = PROT_PX | PROT_UX
-PROT_RWX: Final = PROT_R | PROT_W | PROT_X
 SW_BITS: Final = STAGE2_LEAF.mask("SW")
 GUEST_LEVEL_SHIFT: Final = U64(55)
 GUEST_LEVEL: Final = U64(3 << 55)

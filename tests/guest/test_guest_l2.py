@@ -82,6 +82,15 @@ def test_after_a_notifier_the_code_page_is_fetched_again_before_the_access_goes_
     ]
 
 
+def test_a_fetch_that_was_spared_is_made_once_the_code_page_is_gone() -> None:
+    # The first write goes through, so the code page counts as known; the second takes it away.
+    script = SETUP.replace("write 0x41000000 64k", "write 0x41000000 4k")
+    vm = Vm(f"{script}touch r {N:#x} 4096 2\nmark read\ntouch w {N:#x} 4096 2").to("read")
+    vm.forget_log()
+    vm.end()
+    assert [row["ipa"] for row in vm.log("kvm_guest_fault")] == [N + PAGE, CODE, N + PAGE]
+
+
 def test_l1_makes_its_accesses_before_l2_is_entered() -> None:
     vm = Vm(SETUP + f"log 1\nmark logged\ntouch r {N:#x}").to("logged")
     vm.forget_log()

@@ -76,6 +76,22 @@ def test_a_block_that_sticks_out_of_the_slot_is_not_mapped_whole(backing: str) -
 
 
 @pytest.mark.parametrize("backing", ["huge", "thp"])
+def test_a_block_that_begins_before_the_slot_is_not_mapped_whole(backing: str) -> None:
+    vm = Vm(
+        f"""mem 64M
+        start {backing}
+        s2 new 1
+        code
+        map {N:#x} 0x80000000 4M 2 rw
+        mark before
+        touch w 0x80100000
+        touch w 0x80200000"""
+    ).to("before")
+    vm.add_slot(0x8010_0000, 3 * M, 17 * M)
+    assert vm.end().sizes() == {N + 0x10_0000: (PAGE, 2), N + 2 * M: (2 * M, 2)}
+
+
+@pytest.mark.parametrize("backing", ["huge", "thp"])
 def test_a_logging_slot_gets_pages(backing: str) -> None:
     assert mapped(backing, 2, extra="log 1").end().sizes() == {N + 0x3000: (PAGE, 2)}
 

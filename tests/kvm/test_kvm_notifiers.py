@@ -80,13 +80,14 @@ def test_two_slots_over_one_range_of_the_vmm_cost_two_unmaps_in_one_section() ->
 
 
 def test_a_range_that_only_the_second_slot_sees() -> None:
-    vm = Vm(START + "dontneed 0x41800000 4k\nidle 0x41800000 1").to("go")
+    vm = Vm(START + "dontneed 0x41800000 4k\nwrite 0x41800000 4k\nidle 0x41800000 1").to("go")
     vm.add_slot(0x8000_0000, 1 * M, 24 * M)
     vm.state.slots[0, S_SIZE] = 20 * M
     vm.forget_log()
     sequence = vm.register(K_SEQ)
     vm.end()
     assert [row["start"] for row in vm.log("unmap_gfn")] == [0x80000]
+    assert [row["start"] for row in vm.log("age_gfn")] == [0x80000]
     assert vm.register(K_SEQ) == sequence + 1
 
 
@@ -138,7 +139,8 @@ def dirty_pages(vm: Vm) -> list[int]:
 LOGGED = START + f"""log 1
     mark logged
     touch w {N + PAGE:#x} 4096 2
-    touch r {N + 5 * PAGE:#x}
+    map 0x90000000 0x41005000 4k 3 rw
+    touch r 0x90000000
     mark written
     getlog
     mark harvested

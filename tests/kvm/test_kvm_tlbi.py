@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from kvm_lab import PAGE, G, K, M, Vm, vtcr
 
+from shadowmmu.compiled import U64
 from shadowmmu.machine.counters import (
     CHUNKS_SHADOW,
     TLBI_RANGE_SHADOW,
@@ -83,6 +84,44 @@ def test_the_tag_of_a_1g_leaf_reaches_every_address_in_it() -> None:
 def test_the_widest_span_follows_the_guests_granule(tg0: int, size: int) -> None:
     vm = after_tlbi(0, 0x40201, ENTER, control=vtcr(24, 1, tg0=tg0))
     assert vm.unmapped() == [(0x4000_0000, size)]
+
+
+def test_a_leaf_without_tag_is_passed_over_for_a_larger_one() -> None:
+    vm = Vm(
+        f"""mem 64M
+        start base
+        s2 new 1
+        code
+        {BLOCK}
+        touch r 0x40200000 4096 2
+        mark before
+        tlbi 0 0x40201"""
+    ).to("before")
+    vm.state.mem[vm.leaves(1)[0x4020_1000].word] &= ~U64(3 << 55)
+    vm.forget_log()
+    vm.end()
+    assert vm.unmapped() == [(0x4020_0000, 2 * M)]
+
+
+def test_a_tag_that_the_guests_granule_does_not_have_is_no_hint() -> None:
+    # A level 1 tag with a 16K granule: KVM accepts no such leaf, so the widest span goes.
+    vm = Vm(
+        f"""mem 64M
+        start base
+        vtcr {vtcr(28, 1, tg0=2):#x}
+        poke 0x42000008 0x420007c1
+        s2 0x42000000 1
+        codeat 0x2120000
+        touch x 0x2120000 4 1
+        mark before
+        tlbi 0 0x2120"""
+    ).to("before")
+    leaf = vm.leaves(1)[0x212_0000]
+    assert leaf.tag == 2
+    vm.state.mem[leaf.word] ^= U64(3 << 55)
+    vm.forget_log()
+    vm.end()
+    assert vm.unmapped() == [(0x200_0000, 32 * M)]
 
 
 @pytest.mark.parametrize("kind", [2, 3])

@@ -204,7 +204,7 @@ def test_input_bits_above_t0sz_are_dropped_as_linux_does() -> None:
         (V39, {ROOT: SECOND | TABLE, SECOND + 32: 0x4240_0000 | CONTIGUOUS | RWX | BLOCK},
          CODE, 0x4280_2000),
         (vtcr(28, 1, tg0=2),
-         {ROOT: SECOND | TABLE, SECOND + 8: 0x4103_C000 | CONTIGUOUS | RWX | PAGE_TYPE},
+         {ROOT: SECOND | TABLE, SECOND + 8: 0x411B_C000 | CONTIGUOUS | RWX | PAGE_TYPE},
          0x6000, 0x4100_6000),
         (vtcr(28, 1, tg0=2), {ROOT + 8: 0x4400_0000 | CONTIGUOUS | RWX | BLOCK}, 0x212_3000, 0x4212_3000),
         (vtcr(25, 1, tg0=1),

@@ -18,6 +18,7 @@ TRANSLATION: Final = 2
 ACCESS_FLAG: Final = 3
 PERMISSION: Final = 4
 EXTERNAL_WALK: Final = 5
+EXTERNAL: Final = 6
 
 NAMES: Final = {
     NONE: "none",
@@ -26,6 +27,7 @@ NAMES: Final = {
     ACCESS_FLAG: "access flag",
     PERMISSION: "permission",
     EXTERNAL_WALK: "synchronous external abort on a table walk",
+    EXTERNAL: "synchronous external abort",
 }
 
 READ: Final = 0
@@ -63,9 +65,18 @@ class Fault:
 
 @inline
 def fault_status(kind: int, level: int) -> Word:
-    """The fault status code of ``kind`` at ``level`` 0..3. Source: Arm ARM, ISS encoding, DFSC."""
+    """The fault status code of ``kind`` at ``level`` -1..3; 0 for NONE. Source: Arm ARM, ISS encoding, DFSC.
+
+    Level -1 has codes of its own: address size 0x29, translation 0x2B, walk abort 0x13.
+    """
+    if kind == NONE:
+        return U64(0)
+    if kind == EXTERNAL:
+        return U64(0x10)
     if kind == EXTERNAL_WALK:
         return U64(0x14 + level)
+    if level < 0:
+        return U64(0x29) if kind == ADDRESS_SIZE else U64(0x2B)
     return U64((kind - 1) * 4 + level)
 
 
@@ -75,8 +86,14 @@ def fault_kind(fsc: Word) -> int:
     code = I64(fsc)
     if code < 0x10:
         return (code >> 2) + 1
-    if 0x14 <= code < 0x18:
+    if 0x13 <= code < 0x18:
         return EXTERNAL_WALK
+    if code == 0x10:
+        return EXTERNAL
+    if code == 0x29:
+        return ADDRESS_SIZE
+    if code == 0x2B:
+        return TRANSLATION
     return NONE
 
 

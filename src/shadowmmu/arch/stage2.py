@@ -1,8 +1,8 @@
 """Stage 2 of the VMSAv8-64: descriptors, permissions and the walk.
 
 Source: Arm ARM D8.3 (descriptor formats), D8.4 (access permissions), pseudocode ``AArch64.S2Walk``,
-``AArch64.S2CheckPermissions``. Order of faults at one level: translation, address size, access flag,
-permission.
+``AArch64.S2CheckPermissions``. Order of faults at one level: external abort, translation, address size,
+access flag, permission.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from shadowmmu.arch.fault import (
     ACCESS_FLAG,
     ADDRESS_SIZE,
     EXECUTE,
+    EXTERNAL_WALK,
     NONE,
+    PERMISSION,
     TRANSLATION,
     WRITE,
 )
 from shadowmmu.arch.fields import Field, Layout
-from shadowmmu.arch.regime import Regime, first_block_level, level_shift, root_base
-from shadowmmu.compiled import U64, Word, Words, inline
+from shadowmmu.arch.memory import beyond_memory, read_descriptor
+from shadowmmu.arch.regime import Regime, beyond_output, level_shift, output_address, table_address
+from shadowmmu.compiled import I64, U64, Word, Words, inline
 
 STAGE2_LEAF: Final = Layout(
     "stage-2 block or page",
@@ -58,6 +61,11 @@ XN: Final = STAGE2_LEAF.mask("XN")
 XN_SHIFT: Final = STAGE2_LEAF.lsb("XN")
 XN_LOW: Final = STAGE2_LEAF.low_mask("XN")
 OA_BITS: Final = STAGE2_LEAF.mask("OA")
+DBM: Final = STAGE2_LEAF.mask("DBM")
+MEMATTR_SHIFT: Final = STAGE2_LEAF.lsb("MemAttr")
+MEMATTR_LOW: Final = STAGE2_LEAF.low_mask("MemAttr")
+SH_SHIFT: Final = STAGE2_LEAF.lsb("SH")
+SH_LOW: Final = STAGE2_LEAF.low_mask("SH")
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
 TWO: Final = U64(2)
@@ -76,62 +84,49 @@ class Stage2Walk(NamedTuple):
 
 
 @inline
-def output_address(r: Regime, descriptor: Word, level: int, ipa: Word) -> Word:
-    """Where a leaf at ``level`` sends ``ipa``."""
-    inside = (ONE << U64(level_shift(r, level))) - ONE
-    return (descriptor & OA_BITS & ~inside) | (ipa & inside)
+def stage2_walk(mem: Words, r: Regime, root: Word, ipa: Word, big_endian: bool) -> Stage2Walk:
+    """Walk stage-2 tables in ``mem`` (word index = address >> 3) from ``root`` for ``ipa``.
 
-
-@inline
-def table_address(r: Regime, descriptor: Word) -> Word:
-    """Physical address of the table a table descriptor points to."""
-    return descriptor & OA_BITS & ~((ONE << U64(r.page_shift)) - ONE)
-
-
-@inline
-def stage2_walk(mem: Words, r: Regime, vttbr: Word, ipa: Word) -> Stage2Walk:
-    """Walk stage-2 tables in ``mem`` (word index = address >> 3) for ``ipa``.
-
-    Permissions are left to ``stage2_permits``. O(levels). Source: ``AArch64.S2Walk``.
+    Access flag and permissions are left to the caller. O(levels). Source: ``AArch64.S2Walk``.
     """
     if ipa >> U64(r.ia_bits) != ZERO:
         return Stage2Walk(TRANSLATION, 0, ZERO, ZERO)
-    base = root_base(r, vttbr)
-    if base >> U64(r.oa_bits) != ZERO:
+    if beyond_output(r, root):
         return Stage2Walk(ADDRESS_SIZE, 0, ZERO, ZERO)
     level = r.start_level
     shift = U64(level_shift(r, level))
     stride = U64(r.stride)
     index_mask = (ONE << stride) - ONE
-    word = (base >> THREE) + (ipa >> shift)
+    word = (root >> THREE) + (ipa >> shift)
     while True:
-        descriptor = mem[word]
+        if beyond_memory(mem, word):
+            return Stage2Walk(EXTERNAL_WALK, level, ZERO, word)
+        descriptor = read_descriptor(mem, word, big_endian)
         if descriptor & VALID == ZERO:
             return Stage2Walk(TRANSLATION, level, descriptor, word)
         if level == 3 or descriptor & TABLE == ZERO:
-            break
+            return Stage2Walk(leaf_fault(r, descriptor, level, ipa), level, descriptor, word)
         following = table_address(r, descriptor)
-        if following >> U64(r.oa_bits) != ZERO:
+        if beyond_output(r, following):
             return Stage2Walk(ADDRESS_SIZE, level, descriptor, word)
         level += 1
         shift -= stride
         word = (following >> THREE) + ((ipa >> shift) & index_mask)
-    return stage2_leaf(r, descriptor, level, word)
 
 
 @inline
-def stage2_leaf(r: Regime, descriptor: Word, level: int, word: Word) -> Stage2Walk:
-    """What a valid descriptor that ends the walk means: a leaf, or the fault it takes."""
+def leaf_fault(r: Regime, descriptor: Word, level: int, ia: Word) -> int:
+    """The fault of a valid descriptor that ends a walk of either stage, before the access flag.
+
+    A block may be larger than the output size, so it is the whole output address that counts.
+    Source: ``DecodeDescriptorType``, ``AArch64.OAOutOfRange``.
+    """
     if level == 3:
         if descriptor & PAGE_BIT == ZERO:
-            return Stage2Walk(TRANSLATION, level, descriptor, word)
-    elif level < first_block_level(r):
-        return Stage2Walk(TRANSLATION, level, descriptor, word)
-    if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
-        return Stage2Walk(ADDRESS_SIZE, level, descriptor, word)
-    if descriptor & AF == ZERO:
-        return Stage2Walk(ACCESS_FLAG, level, descriptor, word)
-    return Stage2Walk(NONE, level, descriptor, word)
+            return TRANSLATION
+    elif level < r.block_level:
+        return TRANSLATION
+    return ADDRESS_SIZE if beyond_output(r, output_address(r, descriptor, level, ia)) else NONE
 
 
 @inline
@@ -156,3 +151,44 @@ def stage2_permits(descriptor: Word, access: int) -> bool:
     if access == WRITE:
         return descriptor & S2AP_W != ZERO
     return descriptor & S2AP_R != ZERO
+
+
+@inline
+def stage2_fault(walk: Stage2Walk, access: int) -> int:
+    """The fault an EL1 access takes after ``walk``, where hardware does not set the access flag; or NONE."""
+    if walk.fault != NONE:
+        return walk.fault
+    if walk.descriptor & AF == ZERO:
+        return ACCESS_FLAG
+    return NONE if stage2_permits(walk.descriptor, access) else PERMISSION
+
+
+@inline
+def stage2_allows(descriptor: Word, kind: int, el: int, xnx: bool, dirty_managed: bool) -> bool:
+    """Whether a leaf allows an access of ``kind`` from ``el`` 0 or 1.
+
+    With dirty state managed by hardware a DBM leaf counts as writable; without FEAT_XNX bit 54 alone forbids
+    execution. Source: ``AArch64.S2CheckPermissions``.
+    """
+    if kind == EXECUTE:
+        if not xnx:
+            return (descriptor >> XN_SHIFT) & TWO == ZERO
+        return executable_el1(descriptor) if el == 1 else executable_el0(descriptor)
+    if kind == WRITE:
+        return descriptor & S2AP_W != ZERO or (dirty_managed and descriptor & DBM != ZERO)
+    return descriptor & S2AP_R != ZERO
+
+
+@inline
+def memory_attribute(descriptor: Word) -> int:
+    """MemAttr[3:0] of a leaf."""
+    return I64((descriptor >> MEMATTR_SHIFT) & MEMATTR_LOW)
+
+
+@inline
+def device_type(descriptor: Word, fwb: bool) -> bool:
+    """Whether a leaf makes memory Device. Source: Arm ARM D8.6.5 and, with FWB, D8.6.6."""
+    memattr = memory_attribute(descriptor)
+    if fwb:
+        return memattr & 4 == 0
+    return memattr >> 2 == 0

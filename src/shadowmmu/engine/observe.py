@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from shadowmmu.arch.regime import level_shift
-from shadowmmu.arch.stage2 import AF, S2AP_R, S2AP_W, TABLE, TABLE_TYPE, VALID, XN, table_address
+from shadowmmu.arch.regime import level_shift, table_address
+from shadowmmu.arch.stage2 import AF, S2AP_R, S2AP_W, TABLE, TABLE_TYPE, VALID, XN
 from shadowmmu.compiled import I64, U64, Words, kernel
 from shadowmmu.machine.log import KINDS
 from shadowmmu.machine.state import R_LOG_TOP, State

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.fault import NONE, PERMISSION, WRITE, abort_syndrome, fault_status
-from shadowmmu.arch.stage2 import output_address, stage2_permits, stage2_walk
+from shadowmmu.arch.fault import NONE, WRITE, abort_syndrome, fault_status
+from shadowmmu.arch.regime import output_address
+from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.guest.layout import REGISTER_LOAD, REGISTER_STORE, ZERO
 from shadowmmu.host.advise import plan_mprotect
@@ -35,12 +36,10 @@ def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
     """One attempt at ``ipa`` (the VA too, stage 1 being off): DONE, RESUME after an abort, or the exit."""
     mmu = hw_mmu(s, vcpu)
     r = context_regime(s, mmu)
-    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], ipa)
-    kind = walk.fault
+    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], ipa, False)
+    kind = stage2_fault(walk, access)
     if kind == NONE:
-        if stage2_permits(walk.descriptor, access):
-            return DONE
-        kind = PERMISSION
+        return DONE
     register = REGISTER_STORE if access == WRITE else REGISTER_LOAD
     esr = abort_syndrome(access, register, fault_status(kind, walk.level))
     outcome = handle_guest_abort(s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level))
@@ -80,7 +79,7 @@ def l1_address(s: State, vcpu: int, canonical_ipa: Word, access: int) -> Word:
         return MAPS_NOTHING
     mmu = hw_mmu(s, vcpu)
     r = context_regime(s, mmu)
-    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], canonical_ipa)
-    if walk.fault != NONE:
+    walk = stage2_walk(s.mem, r, s.mmus[mmu, M_ROOT], canonical_ipa, False)
+    if stage2_fault(walk, access) != NONE:
         return MAPS_NOTHING  # answered as MMIO
     return output_address(r, walk.descriptor, walk.level, canonical_ipa)

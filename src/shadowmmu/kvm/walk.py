@@ -18,12 +18,14 @@ from shadowmmu.arch.fault import (
     TRANSLATION,
 )
 from shadowmmu.arch.regime import (
+    SHIFT_4K,
+    SHIFT_64K,
     Regime,
-    first_block_level,
     level_shift,
     root_base,
     stage2_regime,
-    start_table_legal,
+    start_size_legal,
+    table_address,
 )
 from shadowmmu.arch.registers import VTCR_EL2
 from shadowmmu.arch.stage2 import (
@@ -33,7 +35,6 @@ from shadowmmu.arch.stage2 import (
     PAGE_BIT,
     TABLE,
     VALID,
-    table_address,
 )
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
@@ -46,6 +47,8 @@ from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import R_PA_BITS, State
 
 VTCR_HA: Final = VTCR_EL2.mask("HA")
+VTCR_OFFERED: Final = ~(VTCR_EL2.mask("DS") | VTCR_EL2.mask("SL2"))
+"""L1 is not offered FEAT_LPA2."""
 THREE: Final = U64(3)
 PAGE_BYTES: Final = U64(4096)
 MIN_INPUT_BITS: Final = 25
@@ -135,6 +138,21 @@ def output_mask(r: Regime, level: int, descriptor: Word) -> Word:
     return (ONE << U64(shift)) - ONE
 
 
+@inline
+def base_within_limits(r: Regime, pa_bits: int) -> bool:
+    """Whether start level and input size fit each other and the machine.
+
+    Mirrors ``check_base_s2_limits``, Linux 7.3.4: no start at level 3 with the 4K granule (FEAT_TTST).
+    """
+    level = r.start_level
+    if r.page_shift == SHIFT_4K:
+        if level == 3 or (level == 0 and pa_bits <= 42):
+            return False
+    elif level == 0 or (level == 1 and pa_bits <= (42 if r.page_shift == SHIFT_64K else 40)):
+        return False
+    return r.ia_bits <= pa_bits and start_size_legal(r)
+
+
 @kernel
 def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe: bool) -> GuestWalk:
     """Walk L1's stage 2 for ``nested_ipa``. O(levels) reads of L1's memory.
@@ -142,10 +160,10 @@ def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe
     A probe changes nothing: no page of L1 is faulted in, no access flag set.
     """
     pa_bits = I64(s.regs[R_PA_BITS])
-    r = stage2_regime(vtcr, pa_bits)
+    r = stage2_regime(vtcr & VTCR_OFFERED, pa_bits)
     if r.ia_bits < MIN_INPUT_BITS or r.ia_bits > MAX_INPUT_BITS:
         return fault_at(ADDRESS_SIZE, 0)  # Linux leaves ESR's FSC at 0 here
-    if not start_table_legal(r, pa_bits):
+    if not base_within_limits(r, pa_bits):
         return fault_at(TRANSLATION, 0)
     base = root_base(r, vttbr)
     if base >> U64(r.oa_bits) != ZERO:
@@ -185,7 +203,7 @@ def guest_leaf(
     """The end of the walk: checks of the leaf, the access flag, the output address."""
     if level == 3 and descriptor & PAGE_BIT == ZERO:
         return fault_at(TRANSLATION, level)
-    if level < first_block_level(r):
+    if level < r.block_level:
         return fault_at(TRANSLATION, level)
     if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
         return fault_at(ADDRESS_SIZE, level)

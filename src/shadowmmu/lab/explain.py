@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shadowmmu.arch.fault import NONE, Fault
-from shadowmmu.arch.regime import Regime, level_shift, root_base, stage2_regime
+from shadowmmu.arch.regime import Regime, level_shift, root_base, stage2_regime, table_address
 from shadowmmu.arch.registers import VTCR_EL2, VTTBR_EL2
-from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF, STAGE2_TABLE, TABLE, VALID, table_address
+from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF, STAGE2_TABLE, TABLE, VALID
 from shadowmmu.compiled import U64
 from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.engine.executor import Executor

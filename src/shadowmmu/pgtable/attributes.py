@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.arch.regime import Regime, level_shift, table_address
 from shadowmmu.arch.stage2 import (
     AF,
     BLOCK_TYPE,
@@ -21,7 +21,6 @@ from shadowmmu.arch.stage2 import (
     VALID,
     XN,
     XN_SHIFT,
-    table_address,
 )
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.machine.counters import (

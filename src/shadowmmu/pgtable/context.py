@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import Regime, entry_size, stage2_start_level
+from shadowmmu.arch.regime import OA48, Regime, entry_size, first_block_level, stage2_start_level
 from shadowmmu.arch.registers import VTTBR_EL2
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.machine.frames import own_table, take_adjacent_frames
@@ -40,12 +40,16 @@ THREE: Final = U64(3)
 @inline
 def context_regime(s: State, mmu: int) -> Regime:
     """Geometry of an MMU's own tables: the host's granule, its input size and start level."""
+    page_shift = I64(s.regs[R_PAGE_SHIFT])
+    pa_bits = I64(s.regs[R_PA_BITS])
     return Regime(
-        I64(s.regs[R_PAGE_SHIFT]),
+        page_shift,
         I64(s.regs[R_STRIDE]),
         I64(s.mmus[mmu, M_START]),
         I64(s.mmus[mmu, M_IA_BITS]),
-        I64(s.regs[R_PA_BITS]),
+        pa_bits,
+        OA48,
+        first_block_level(page_shift, OA48, pa_bits),
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from shadowmmu.arch.regime import level_shift
-from shadowmmu.arch.stage2 import TABLE_TYPE, VALID, table_address
+from shadowmmu.arch.regime import level_shift, table_address
+from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.machine.counters import DESCRIPTORS_READ
 from shadowmmu.machine.state import State

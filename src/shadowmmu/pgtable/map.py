@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import entry_size, level_shift
-from shadowmmu.arch.stage2 import TABLE_TYPE, VALID, table_address
+from shadowmmu.arch.regime import entry_size, level_shift, table_address
+from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.machine.counters import (
     DESCRIPTORS_READ,

@@ -235,10 +235,14 @@ def start_size_legal(r: Regime) -> bool:
 
 @inline
 def stage2_legal(r: Regime, vtcr: Word, pa_bits: int, large: bool, small: bool) -> bool:
-    """Whether VTCR_EL2 may be walked at all; if not, every translation faults at level 0."""
+    """Whether VTCR_EL2 may be walked at all; if not, every translation faults at level 0.
+
+    An input larger than the machine's addresses is refused, as ``Unpredictable_LARGEIPA`` allows.
+    """
     sl0 = (vtcr >> SL0_SHIFT) & SL0_MASK
     return (
         input_size_legal(r, large, small)
+        and r.ia_bits <= pa_bits
         and start_level_legal(r, pa_bits, sl0, vtcr & SL2 != ZERO, small)
         and start_size_legal(r)
     )

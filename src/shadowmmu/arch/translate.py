@@ -168,6 +168,12 @@ def outside_range(va: Word, s1: Stage1) -> bool:
 
 
 @inline
+def reaches_tables(s1: Stage1, va: Word, el: int) -> bool:
+    """Whether a walk begins at all; else the access takes a Translation fault, level 0."""
+    return not (s1.refused or outside_range(va, s1) or (s1.e0pd and el == 0))
+
+
+@inline
 def stage1_off(va: Word, s1: Stage1, kind: int, pa_bits: int) -> Output:
     """Stage 1 disabled: the address passes, if the machine has that many bits.
 
@@ -260,8 +266,7 @@ def stage1_output(
     if not s1.enabled:
         return stage1_off(va, s1, access.kind, pa_bits)
     address = untagged(va, s1, access.kind)
-    outside = s1.refused or outside_range(address, s1) or (s1.e0pd and access.el == 0)
-    if outside:
+    if not reaches_tables(s1, address, access.el):
         return Output(TRANSLATION, 0, 1, False, ZERO, ZERO, ZERO, ZERO, ZERO)
     w = stage1_walk(mem, s1, s2, address, update)
     if w.fault != NONE:

@@ -13,6 +13,7 @@ from tlb_lab import Held, Pe, Tlbi, entries, held, ids, ipas, tlbis, vas
 from shadowmmu.arch import fault, tlb_ideal
 from shadowmmu.arch.tlb import TABLE, Key, entry, key
 from shadowmmu.arch.tlb_ideal import (
+    END,
     FULL,
     NOT_KEPT,
     Ideal,
@@ -64,9 +65,12 @@ def answers(e: Held, wanted: Key) -> bool:
     )
 
 
-@given(steps=st.lists(st.one_of(entries(), entries(), tlbis(), keys()), max_size=40))
-def test_it_holds_and_finds_what_the_naive_one_does(steps: list[Held | Tlbi | Key]) -> None:
-    tlb = ideal_tlb(64)
+@given(
+    steps=st.lists(st.one_of(entries(), entries(), tlbis(), keys(), keys()), max_size=40),
+    chains=st.sampled_from([1, 128]),
+)
+def test_it_holds_and_finds_what_the_naive_one_does(steps: list[Held | Tlbi | Key], chains: int) -> None:
+    tlb = ideal_tlb(64)._replace(heads=np.full(chains, END, np.int64))
     naive: set[Held] = set()
     for step in steps:
         if isinstance(step, Held):
@@ -201,6 +205,14 @@ def test_stale_and_fresh_entries_stand_side_by_side() -> None:
     assert ideal_lookup(tlb, wanted, first) == 3
     assert held(ideal_entries(tlb)[first[0]]) == new
     assert found(tlb, wanted._replace(asid=2)) == set()
+
+
+def test_sizes_that_share_a_chain_are_found_once() -> None:
+    tlb = ideal_tlb(8)._replace(heads=np.full(1, END, np.int64))
+    sizes = [page(input=0, stage1=("4K", level), stage2=("4K", level)) for level in (1, 2, 3)]
+    for e in sizes:
+        ideal_fill(tlb, e.for_kernels(), fault.NONE)
+    assert found(tlb, key(BOTH, 0x123, vmid=1, asid=1)) == {e.normal() for e in sizes}
 
 
 def test_entries_that_differ_in_any_word_are_kept_apart() -> None:

@@ -117,7 +117,9 @@ def test_the_least_recently_used_is_replaced() -> None:
     assert hit(tlb, 0x1000)
     fill(tlb, leaf(0x3000))
     assert [hit(tlb, va) for va in (0x1000, 0x2000, 0x3000)] == [True, False, True]
-    assert sets_counts(tlb)["evictions"] == 1
+    fill(tlb, leaf(0x4000))
+    assert [hit(tlb, va) for va in (0x1000, 0x3000, 0x4000)] == [False, True, True]
+    assert sets_counts(tlb)["evictions"] == 2
 
 
 def test_round_robin_does_not_look_at_use() -> None:

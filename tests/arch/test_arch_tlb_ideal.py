@@ -149,6 +149,15 @@ def test_a_wrong_hint_may_leave_the_entry(ttl: int, kept: bool) -> None:
     assert bool(after([block], Tlbi("VAE1", {"VA": 0x400, "ASID": 1, "TTL": ttl}))) == kept
 
 
+def test_hints_of_stage_2_are_about_its_own_leaf() -> None:
+    block = page(stages=frozenset({2}), stage1=None, stage2=("4K", 2), input=0x8000_0000, ipa=0).normal()
+    for ttl, kept in ((0b0110, False), (0b0111, True), (0b1010, True), (0, False)):
+        assert bool(after([block], Tlbi("IPAS2E1IS", {"IPA": 0x80010, "TTL": ttl}))) == kept
+    for tg, ttl, kept in ((1, 0, False), (1, 2, False), (1, 3, True), (3, 0, True)):
+        fields = {"BaseADDR": 0x8000_0000 >> (12, 12, 14, 16)[tg], "NUM": 0, "SCALE": 0, "TG": tg, "TTL": ttl}
+        assert bool(after([block], Tlbi("RIPAS2LE1IS", fields))) == kept
+
+
 @pytest.mark.parametrize(("ttl", "left"), [(0b0111, set()), (0b0110, {2}), (0b0101, {1, 2}), (0, set())])
 def test_a_hint_is_good_for_tables_above_the_leaf(ttl: int, left: set[int]) -> None:
     tables = [page(table=True, stage1=("4K", n), stage2=("4K", 3), input=0) for n in (0, 1, 2)]

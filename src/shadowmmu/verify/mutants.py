@@ -40,7 +40,9 @@ MUTANTS: Final = (
         "return Stage2Walk(TRANSLATION, level - 1 if level > 0 else level, descriptor, word)",
     ),
     _mutant("S2AP read and write swapped", "stage2", 'mask("S2AP_R")', 'mask("S2AP_W")'),
-    _mutant("stage-1 start level off by one", "regime", "(ia_bits - 1 - page_shift)", "(ia_bits - page_shift)"),
+    _mutant(
+        "stage-1 start level off by one", "regime", "(ia_bits - 1 - page_shift)", "(ia_bits - page_shift)"
+    ),
     _mutant("stage-2 start level of 4K off by one", "regime", "3 if code == 3 else 2 - code", "3 - code"),
     _mutant(
         "APTable read-only ignored",
@@ -56,11 +58,11 @@ MUTANTS: Final = (
     ),
     _mutant("PXNTable ignored", "stage1", "(descriptor & PXN) | (tables & PXN_TABLE)", "(descriptor & PXN)"),
     _mutant("UXNTable ignored", "stage1", "(descriptor & UXN) | (tables & UXN_TABLE)", "(descriptor & UXN)"),
-    _mutant("EL0-writable pages executable at EL1", "stage1", "px = not pxn and not uw and", "px = not pxn and"),
-    _mutant("WXN leaves EL0 alone", "stage1", "ux = not uxn and not (wxn and uw)", "ux = not uxn"),
     _mutant(
-        "PAN looks at what EL1 may read", "stage1", "if pan and (p.ur or", "if pan and (p.pr or"
+        "EL0-writable pages executable at EL1", "stage1", "px = not pxn and not uw and", "px = not pxn and"
     ),
+    _mutant("WXN leaves EL0 alone", "stage1", "ux = not uxn and not (wxn and uw)", "ux = not uxn"),
+    _mutant("PAN looks at what EL1 may read", "stage1", "if pan and (p.ur or", "if pan and (p.pr or"),
     _mutant("EPAN has no effect", "stage1", "(epan and p.ux)", "(epan and False)"),
     _mutant("EPD ignored", "controls", "        half.epd or not legal,", "        not legal,"),
     _mutant(
@@ -76,8 +78,12 @@ MUTANTS: Final = (
         'UPPER_TBI: Final = TCR_EL1.mask("TBI1")',
         'UPPER_TBI: Final = TCR_EL1.mask("TBI0")',
     ),
-    _mutant("access flag of stage 1 never checked", "translate", "== ZERO and not s1.ha:", "== ZERO and False:"),
-    _mutant("access flag of stage 2 never checked", "translate", "== ZERO and not s2.ha:", "== ZERO and False:"),
+    _mutant(
+        "access flag of stage 1 never checked", "translate", "== ZERO and not s1.ha:", "== ZERO and False:"
+    ),
+    _mutant(
+        "access flag of stage 2 never checked", "translate", "== ZERO and not s2.ha:", "== ZERO and False:"
+    ),
     _mutant(
         "output size of a leaf unchecked",
         "stage2",
@@ -92,7 +98,10 @@ MUTANTS: Final = (
     ),
     _mutant("output size code 3 read as 40", "regime", "        return 42\n", "        return 40\n"),
     _mutant(
-        "concatenation limited to eight tables", "regime", "MAX_CONCATENATED: Final = 4", "MAX_CONCATENATED: Final = 3"
+        "concatenation limited to eight tables",
+        "regime",
+        "MAX_CONCATENATED: Final = 4",
+        "MAX_CONCATENATED: Final = 3",
     ),
     _mutant(
         "level 1 blocks with the 16K granule",
@@ -162,7 +171,9 @@ MUTANTS: Final = (
         "            descriptor |= S2AP_W\n",
         "            descriptor |= ZERO\n",
     ),
-    _mutant("permission index without bit 51", "stage1", "INDEX_1: Final = U64(0b0010)", "INDEX_1: Final = U64(0)"),
+    _mutant(
+        "permission index without bit 51", "stage1", "INDEX_1: Final = U64(0b0010)", "INDEX_1: Final = U64(0)"
+    ),
     _mutant(
         "EL2 regime: execution by the EL1 bit",
         "stage1",

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from shadowmmu.compiled import Words
+from shadowmmu.compiled import Counts, Words
 from shadowmmu.oracles.qemu.layout import TAG, TAG_CRASHED, TAG_DECLINED, TAG_EL1, TAG_EL2, TAG_OWN
 
 COLUMNS: Final = ("PAR", "ESR", "FAR", "HPFAR", "TARGET_EL", "FAULT", "PA", "STATUS")
@@ -33,12 +33,12 @@ _INSTRUCTION_ABORTS: Final = (0x20, 0x21)
 _DATA_ABORTS: Final = (0x24, 0x25)
 
 
-def accesses(operations: Words) -> npt.NDArray[np.bool_]:
+def accesses(operations: Words | Counts) -> npt.NDArray[np.bool_]:
     """Which operations are loads, stores, fetches or atomics."""
     return (operations >= FIRST_ACCESS) & (operations <= LAST_ACCESS)
 
 
-def decode(raw: Words, operations: Words, stub_el: int) -> Words:
+def decode(raw: Words, operations: Words | Counts, stub_el: int) -> Words:
     """Rows of ``COLUMNS`` from the stub's rows of PAR or tag, ESR, FAR, HPFAR.
 
     PA stays 0: of a real access QEMU does not tell it. An access that went through has TARGET_EL 0.

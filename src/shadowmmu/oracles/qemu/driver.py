@@ -24,7 +24,7 @@ from typing import IO, Final, Self
 import numpy as np
 
 from shadowmmu.arch.registers import HCR_EL2
-from shadowmmu.compiled import Words
+from shadowmmu.compiled import Counts, Words
 from shadowmmu.errors import InputError
 from shadowmmu.oracles.qemu.answers import accesses, decode
 from shadowmmu.oracles.qemu.install import find_qemu
@@ -124,7 +124,7 @@ class QemuOracle:
         self,
         contexts: Words,
         context_of: Words,
-        operations: Words,
+        operations: Words | Counts,
         va: Words,
         *,
         invalidate: bool = False,
@@ -151,7 +151,7 @@ class QemuOracle:
         for first in range(0, len(va), BATCH):
             part = slice(first, first + BATCH)
             raw[part] = self._survive(rows, queries[part])
-        return decode(raw, np.asarray(operations), self.el)
+        return decode(raw, operations, self.el)
 
     def _flags(self, rows: Words) -> Words:
         flags = np.full(len(rows), FLAG_EL2 * self.el3 | FLAG_PIE * self.indirect_permissions, np.uint64)

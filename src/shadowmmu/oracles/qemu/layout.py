@@ -20,7 +20,7 @@ WINDOW_TABLES: Final = RAM + 0x40_0000
 ARENA: Final = RAM + 0x80_0000
 """Contexts, queries and results, up to ``TABLES``."""
 TABLES: Final = RAM + 0x3000_0000
-TABLES_BYTES: Final = 0x200_0000
+TABLES_BYTES: Final = 0x140_0000
 """Translation tables. The low words of descriptors pointing here, 0x70.. and 0x71.., are harmless as
 instructions (ADR, SUBS): a random fetch may execute one."""
 

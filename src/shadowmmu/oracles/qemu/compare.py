@@ -273,6 +273,7 @@ class Comparer:
             return same, self._different_words(batch, Comparison())
 
         explained, left = agrees(self.deviants.together)
+        left = np.intersect1d(words, left)
         remaining = explained.copy()
         for name, load in self.deviants.alone.items():
             if not remaining.any():

@@ -128,6 +128,91 @@ DEVIATIONS: Final = (
         ),
     ),
     Deviation(
+        "fwb_reserved",
+        "FWB=1 and MemAttr 4, or with bit 3 set: Device-nGnRnE; but 14: what stage 1 says.",
+        "Arm ARM D8.6: MemAttr[3] is RES0 with FWB, so ignored; for 0b100 the choice is free",
+        (
+            Patch(
+                "attributes",
+                "    code = memattr & 7\n",
+                "    code = memattr & 7\n"
+                "    if memattr == 14:\n        return attribute\n"
+                "    if memattr > 7 or code == 4:\n        return 0\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "fwb_cd",
+        "FWB=1: HCR_EL2.CD has no effect.",
+        "Arm ARM HCR_EL2.CD, AArch64.S2Translate: Normal memory becomes Non-cacheable with FWB too",
+        (
+            Patch(
+                "translate",
+                "    return attribute if s2.cacheable else a.uncached(attribute)\n",
+                "    return attribute if s2.cacheable or s2.fwb else a.uncached(attribute)\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "memattr_reserved",
+        "FWB=0 and MemAttr 4, 8 or 12 (reserved): the attributes are those of stage 1. (A free choice.)",
+        "Arm ARM D8.6, MemAttr[3:0]: reserved encodings",
+        (
+            Patch(
+                "attributes",
+                "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
+                "    if memattr & 3 == 0:\n        return attribute\n"
+                "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "ndirty",
+        "With permission indirection the nDirty bit is neither checked nor cleared.",
+        "AArch64.S1CheckPermissions: a write to a page marked nDirty faults unless hardware manages it",
+        (
+            Patch(
+                "stage1",
+                "    clean = descriptor & N_DIRTY != ZERO and not dirty_managed\n",
+                "    clean = False\n",
+            ),
+            Patch(
+                "translate",
+                "            descriptor &= ~N_DIRTY\n",
+                "            descriptor &= ~ZERO\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "sctlr_c",
+        "SCTLR_ELx.C=0 does not make Normal memory Non-cacheable in PAR_EL1.",
+        "AArch64.S1Translate, AArch64.S1DCacheEnabled",
+        (
+            Patch(
+                "translate",
+                "    return attribute if s1.cacheable else a.uncached(attribute)\n",
+                "    return attribute\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "granule_reserved",
+        "The reserved codes of TG0 and TG1 mean 4K. (No error: which granule they mean is the machine's choice.)",
+        "Arm ARM TCR_EL1.TG0: a reserved value behaves as an implemented one",
+        (
+            Patch(
+                "regime",
+                "        return SHIFT_16K\n    return SHIFT_64K\n",
+                "        return SHIFT_16K\n    return SHIFT_64K if code == 1 else SHIFT_4K\n",
+            ),
+            Patch(
+                "regime",
+                "        return SHIFT_4K\n    return SHIFT_64K\n",
+                "        return SHIFT_4K\n    return SHIFT_64K if code == 3 else SHIFT_4K\n",
+            ),
+        ),
+    ),
+    Deviation(
         "pan_wxn",
         "Where PAN (with EPAN) would hold a data access back, WXN is ignored for a fetch at EL1.",
         "AArch64.S1DirectBasePermissions: WXN looks at the page; PAN has no say in fetches",

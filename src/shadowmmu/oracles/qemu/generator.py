@@ -40,7 +40,7 @@ MAIR_BYTES: Final = (
     *(0x00, 0x04, 0x08, 0x0C, 0x44, 0x4F, 0xF4, 0xFF),
     *(0xBB, 0xAA, 0xEE, 0xDD, 0x99, 0xBF, 0xFB, 0xB4),
 )
-PIR_FIELDS: Final = (0, 1, 2, 3, 5, 6, 7, 8, 10, 12, 14)
+PIR_FIELDS: Final = (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12, 14)
 READ_EXECUTE: Final = 3
 SIZES: Final = (0, 1, 2, 3, 4, 5, 5, 5, 6, 6, 6, 6)
 """Codes of (I)PS, 48 and 52 bits more often."""
@@ -383,7 +383,7 @@ def random_queries(
     if recipe.accesses:
         canonical = (va & U64((1 << 56) - 1)) | np.where(half == 1, U64(0xFF << 56), U64(0))
         va = np.where(fetch & tbi, canonical, va)
-        reach = registers[0][which] > RAM.bit_length()
+        reach = (registers[0][which] > RAM.bit_length()) | (registers[1][which] != 0)
         va = np.where(reach, va | U64(RAM), va) & ~U64(7)
         bit55 = U64(1 << 55)
         va = np.where(half == 1, va | bit55, va & ~bit55)

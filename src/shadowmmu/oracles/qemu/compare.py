@@ -175,16 +175,8 @@ class Comparer:
 
         After a batch with hardware updates the tables are as QEMU left them.
         """
-        shared = _tables(self.oracle.memory)
-        self.before[:] = shared
         started = time.perf_counter()
-        qemu = self.oracle.ask(
-            batch.rows,
-            batch.context_of.astype(np.uint64),
-            batch.operations,
-            batch.va,
-            invalidate=batch.recipe.accesses,
-        )
+        qemu = self.ask(batch)
         asked = time.perf_counter()
         executed = qemu[:, a.STATUS] != a.DECLINED
         model = np.zeros_like(qemu)
@@ -203,6 +195,29 @@ class Comparer:
         for i in words:
             result.memory.append(self._memory_mismatch(int(i)))
         return result
+
+    def ask(self, batch: Batch) -> Words:
+        """QEMU's answers; the tables as they were before are kept in ``before``."""
+        self.before[:] = _tables(self.oracle.memory)
+        return self.oracle.ask(
+            batch.rows,
+            batch.context_of.astype(np.uint64),
+            batch.operations,
+            batch.va,
+            invalidate=batch.recipe.accesses,
+        )
+
+    def disagreements(self, model: Answers, batch: Batch, qemu: Words) -> int:
+        """How many of QEMU's answers to ``batch``, and descriptors left by it, ``model`` has otherwise.
+
+        To be called before the next batch, whose tables replace these.
+        """
+        executed = qemu[:, a.STATUS] != a.DECLINED
+        answers = np.zeros_like(qemu)
+        answers[executed] = self._run(model, batch, executed)
+        aside = self._set_aside(batch, qemu, answers, Comparison())
+        different = int(np.count_nonzero(differs(batch, qemu, answers) & ~aside))
+        return different + len(self._different_words(batch, Comparison()))
 
     def _run(self, model: Answers, batch: Batch, which: npt.NDArray[np.bool_]) -> Words:
         """The model's answers to some queries, in order, from the tables as they were before.

@@ -197,7 +197,7 @@ DEVIATIONS: Final = (
     ),
     Deviation(
         "granule_reserved",
-        "The reserved codes of TG0 and TG1 mean 4K. (No error: which granule they mean is the machine's choice.)",
+        "The reserved codes of TG0 and TG1 mean 4K. (No error: which granule they mean is a free choice.)",
         "Arm ARM TCR_EL1.TG0: a reserved value behaves as an implemented one",
         (
             Patch(

@@ -1,9 +1,10 @@
 """The loop that steps through recorded fills: what a design would have done with what a real host did.
 
-An event is a fill that a host recorded, a notifier, an invalidation by L1 or a change of permissions. A
-fill proves that L2 touched the address just then; so under another design it is *spared* exactly if the
-leaf is still there. That is sound as long as the design never clears what the recorded host kept: all
-clear a subset of what a full unmap clears. Mirrors Linux 7.3.4 ``user_mem_abort`` from the map on.
+An event is a fill that a host recorded, a notifier, an invalidation by L1 or a change of permissions (a
+relaxed leaf; dirty logging's write protection of all). A fill proves that L2 touched the address just then;
+so under another design it is *spared* exactly if the leaf is still there. That is sound as long as the
+design never clears what the recorded host kept, and all clear a subset of what a full unmap clears. Mirrors
+Linux 7.3.4 ``user_mem_abort`` from the map on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from shadowmmu.pgtable.attributes import (
     find_entry,
     leaf_descriptor,
     relax_permissions,
+    write_protect,
 )
 from shadowmmu.pgtable.context import (
     CANONICAL,
@@ -61,12 +63,12 @@ from shadowmmu.pgtable.map import stage2_map
 from shadowmmu.pgtable.unmap import unmap_range
 
 # Kinds of event.
-NOTHING: Final = 0
 FILL: Final = 1
 NOTIFY: Final = 2
 INVALIDATE_IPA: Final = 3
 INVALIDATE_RANGE: Final = 4
 RELAX_LEAF: Final = 5
+PROTECT_ALL: Final = 6
 
 # Columns of an event. A notifier has its canonical range in START and END.
 E_KIND: Final = 0
@@ -350,6 +352,9 @@ def refill_events(
             removed[i] = count_removed(s, tally, T_GUEST)
         elif kind == RELAX_LEAF:
             relax_permissions(s, I64(event[E_MMU]), event[E_START], event[E_PROT] & ~SW_BITS)
+        elif kind == PROTECT_ALL:
+            for mmu in range(1, shadow_mmus(s) + 1):
+                write_protect(s, mmu, ZERO, input_size(s, mmu))
     note_leaves(s, tally, peaks)
     s.regs[R_EVENT] = U64(stop)
     return FINISHED

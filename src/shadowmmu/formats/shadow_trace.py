@@ -147,15 +147,14 @@ class ShadowTrace:
         return ShadowEvent(number, int(match[2]), time_ns, name, values)
 
 
-def _decompressed(raw: IO[bytes]) -> IO[bytes]:
+def _decompressed(raw: io.BufferedReader) -> IO[bytes]:
     """The stream, through gzip or xz if its first bytes say so."""
-    buffered = io.BufferedReader(cast("io.RawIOBase", raw))
-    head = buffered.peek(6)[:6]
+    head = raw.peek(6)[:6]
     if head.startswith(b"\x1f\x8b"):
-        return cast("IO[bytes]", gzip.GzipFile(fileobj=buffered))
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if head == b"\xfd7zXZ\0":
-        return cast("IO[bytes]", lzma.LZMAFile(buffered))
-    return cast("IO[bytes]", buffered)
+        return cast("IO[bytes]", lzma.LZMAFile(raw))
+    return raw
 
 
 def _text_lines(stream: IO[bytes], path: str) -> Iterator[str]:
@@ -184,7 +183,9 @@ def open_shadow_trace(name: str) -> Iterator[ShadowTrace]:
     Raises InputError where there is none of that name or it cannot be opened; iterating raises FormatError.
     """
     if name == STDIN:
-        yield ShadowTrace(_text_lines(_decompressed(sys.stdin.buffer), "<stdin>"), "<stdin>")
+        yield ShadowTrace(
+            _text_lines(_decompressed(cast("io.BufferedReader", sys.stdin.buffer)), "<stdin>"), "<stdin>"
+        )
         return
     path: Traversable = Path(name)
     if not path.is_file():
@@ -194,7 +195,7 @@ def open_shadow_trace(name: str) -> Iterator[ShadowTrace]:
             known = ", ".join(bundled_traces())
             raise InputError(f"read '{name}', expected a trace file, '-', or one of {known}") from None
     try:
-        raw = path.open("rb")
+        raw = cast("io.BufferedReader", path.open("rb"))
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from None
     with raw:

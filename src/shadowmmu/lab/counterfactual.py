@@ -118,6 +118,8 @@ class Counterfactual:
     answers: list[DesignAnswer]
     disagreements: list[tuple[int, str, str]]
     disagreeing: int
+    compared: int
+    """Fills that were compared, those of tables with stage 2 off among them."""
     outcomes: dict[tuple[str, bool], Counts] = field(repr=False, compare=False)
 
     @property
@@ -157,6 +159,7 @@ class Counterfactual:
             "joined": dict(trace.joins),
             "unresolved": dict(trace.notes),
             "disagreements": {
+                "compared": self.compared,
                 "count": self.disagreeing,
                 "first": [
                     {"line": line, "trace": told, "model": found} for line, told, found in self.disagreements
@@ -225,6 +228,7 @@ def replay_trace(
         answers=answers,
         disagreements=wrong[:SHOWN_DISAGREEMENTS],
         disagreeing=len(wrong),
+        compared=int(is_fill.sum()),
         outcomes=outcomes,
     )
 

@@ -21,8 +21,8 @@ from shadowmmu.engine.refill_step import (
     FILL,
     INVALIDATE_IPA,
     INVALIDATE_RANGE,
-    NOTHING,
     NOTIFY,
+    PROTECT_ALL,
     RELAX_LEAF,
 )
 from shadowmmu.errors import UndeterminedError
@@ -33,6 +33,7 @@ from shadowmmu.lab.recorded_cost import Fate, RecordedCost
 from shadowmmu.lab.trace_tables import ShadowTable, TableCensus, tag_of
 
 PAGE_SHIFT: Final = 12
+NO_OPERANDS: Final = (0,) * (EVENT_COLUMNS - 1)
 OPERAND_IPA: Final = (1 << 36) - 1
 """The bits of an IPAS2E1 operand that KVM reads as the address (48 bits)."""
 WIDEST: Final = LEAF_SIZES[-1]
@@ -62,10 +63,14 @@ class Thread:
     """What one thread is in the middle of."""
 
     in_notifier: bool = False
+    by_memslot: bool = False
+    """The notifier is none: a memslot goes, and ``kvm_nested_s2_unmap`` was called for that."""
+    canonical_range: tuple[int, int] | None = None
+    """The canonical range unmapped just before."""
     tlbi: str = ""
     operand: int = 0
-    canonical_range: tuple[int, int] | None = None
-    last_fill: int = -1
+    mapping: ShadowEvent | None = None
+    """A map that has not returned yet, where the trace has returns."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,6 @@ class JoinedTrace:
     recorded: RecordedCost
     joins: Counter[str]
     notes: list[tuple[str, int]]
-    invalidations: int
     lost: int
 
     @property
@@ -98,7 +102,7 @@ class JoinedTrace:
     @property
     def fills(self) -> int:
         """Fills of tables with stage 2 on."""
-        return sum(table.fills for table in self.tables if table.stage2_on)
+        return sum(self.joins.values())
 
 
 @dataclass
@@ -109,6 +113,8 @@ class Joiner:
     canonical: int | None
     tables: list[ShadowTable]
     ipa_bits: int
+    returns: bool = False
+    """Whether the trace tells how maps end."""
     rows: list[tuple[int, ...]] = field(default_factory=list)
     fates: list[int] = field(default_factory=list)
     line_numbers: list[int] = field(default_factory=list)
@@ -127,32 +133,31 @@ class Joiner:
         """Take one event. Raises FormatError."""
         thread = self.threads.setdefault(event.thread, Thread())
         name = event.name
-        if name == "s2map":
-            self._fill(event, thread)
-        elif name == "s2range":
+        if name == "s2range":
             self._range(event, thread)
             return
+        if name == "nested_unmap":
+            if not thread.tlbi:  # else ALLE1: L1 asks for it
+                self._nested_unmap(event, thread)
+            return
+        thread.tlbi = ""
+        thread.canonical_range = None
+        if name == "s2map":
+            self._map(event, thread)
         elif name == "s2map_ret":
-            self._result(event, thread)
+            self._returned(event, thread)
         elif name == "unmap_gfn":
             start, end = event.values["start"] << PAGE_SHIFT, event.values["end"] << PAGE_SHIFT
             self._begin_notifier(event, thread, start, end)
-        elif name == "nested_unmap":
-            if thread.tlbi:  # ALLE1: L1 asks for it
-                return
-            self._nested_unmap(event, thread)
-        elif name in ("unmap_gfn_ret", "nested_unmap_ret"):
-            if name == "unmap_gfn_ret" or thread.canonical_range is not None:
-                self._end_notifier(event.thread, thread)
+        elif name == "unmap_gfn_ret" or (name == "nested_unmap_ret" and thread.by_memslot):
+            self._end_notifier(event.thread, thread)
         elif name == "s2relax":
             self._relax(event)
         elif name == "nested_wp":
-            self.counts["write protections of all shadows (dirty logging), not carried out"] += 1
-        thread.tlbi = ""
-        if name.startswith("tlbi_"):
+            self._emit(event, (PROTECT_ALL, *NO_OPERANDS))
+        elif name.startswith("tlbi_"):
             self._end_notifier(event.thread, thread)
             thread.tlbi, thread.operand = name, event.values.get("val", 0)
-            self.counts["tlbis"] += 1
 
     def _emit(self, event: ShadowEvent, row: tuple[int, ...], fate: int = 0) -> None:
         self.rows.append(row)
@@ -161,23 +166,41 @@ class Joiner:
 
     # Fills
 
-    def _fill(self, event: ShadowEvent, thread: Thread) -> None:
+    def _map(self, event: ShadowEvent, thread: Thread) -> None:
+        """``kvm_pgtable_stage2_map`` is entered: a fill, if it succeeds."""
+        self._end_notifier(event.thread, thread)
+        if not self.returns:
+            self._fill(event)
+            return
+        if thread.mapping is not None:
+            self.counts["maps whose return is missing, taken for none"] += 1
+        thread.mapping = event
+
+    def _returned(self, event: ShadowEvent, thread: Thread) -> None:
+        """It returns; the lock it runs under keeps every unmap out in between."""
+        if thread.mapping is None:
+            self.counts["returns of maps that were not seen"] += 1
+        elif event.values["ret"]:
+            self.counts["maps that failed or found the same leaf"] += 1
+        else:
+            self._fill(thread.mapping)
+        thread.mapping = None
+
+    def _fill(self, event: ShadowEvent) -> None:
         values = event.values
         base, size, pa = values["addr"], values["size"], values["phys"]
         if size not in LEAF_SIZES or base % size or pa % size:
             raise FormatError(
                 self.path, event.line_number, f"size={size:#x}", "an aligned leaf of 4K, 2M or 1G"
             )
-        if (base + size) >> self.ipa_bits or (pa + size - 1) >> OUTPUT_BITS:
+        if (base + size - 1) >> self.ipa_bits or (pa + size - 1) >> OUTPUT_BITS:
             raise FormatError(
                 self.path,
                 event.line_number,
                 f"addr={base:#x} phys={pa:#x}",
                 f"a leaf below 2^{self.ipa_bits} that points below 2^{OUTPUT_BITS}",
             )
-        self._end_notifier(event.thread, thread)
         if values["pgt"] == self.canonical:
-            thread.last_fill = -1
             self._drop_host(base, base + size)
             self.host.put(base, size, pa)
             self.behind.setdefault(pa, set()).add(base)
@@ -190,7 +213,6 @@ class Joiner:
         joined = way in JOINED
         if joined:
             self.memory[table].put(base, size, Source(canonical_ipa, tag))
-        thread.last_fill = len(self.rows)
         fate = self.recorded.fill(table, base, size)
         self._emit(
             event,
@@ -233,13 +255,6 @@ class Joiner:
         for leaf in self.host.take(start, end):
             self.behind[leaf.value].discard(leaf.base)
 
-    def _result(self, event: ShadowEvent, thread: Thread) -> None:
-        """A map that failed was no fill: the row becomes nothing."""
-        if event.values["ret"] and thread.last_fill >= 0:
-            self.rows[thread.last_fill] = (NOTHING,) * EVENT_COLUMNS
-            self.counts["shadow fills that failed, taken for none"] += 1
-        thread.last_fill = -1
-
     def _relax(self, event: ShadowEvent) -> None:
         table = self.number.get(event.values["pgt"])
         if table is not None:
@@ -258,8 +273,7 @@ class Joiner:
 
     def _end_notifier(self, number: int, thread: Thread) -> None:
         if thread.in_notifier:
-            thread.in_notifier = False
-            thread.canonical_range = None
+            thread.in_notifier = thread.by_memslot = False
             self.recorded.end_notifier(number)
 
     def _nested_unmap(self, event: ShadowEvent, thread: Thread) -> None:
@@ -270,7 +284,7 @@ class Joiner:
         self.counts["memslot removals" if where else "unmaps of all shadows for an unknown range"] += 1
         start, end = where or (0, 1 << self.ipa_bits)
         self._begin_notifier(event, thread, start, end)
-        thread.canonical_range = (start, end)
+        thread.by_memslot = True
 
     def _range(self, event: ShadowEvent, thread: Thread) -> None:
         values = event.values
@@ -327,7 +341,8 @@ def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
             f"{trace.path}: read {trace.events} events and no fill of a shadow table (s2map of an L2 with"
             " stage 2 on), so there is nothing to replay"
         )
-    joiner = Joiner(trace.path, canonical, tables, ipa_bits or census.ipa_bits(trace.ipa_limit_bits))
+    bits = ipa_bits or census.ipa_bits(trace.ipa_limit_bits)
+    joiner = Joiner(trace.path, canonical, tables, bits, census.returns)
     for event in events:
         joiner.step(event)
     open_notifiers = sum(thread.in_notifier for thread in joiner.threads.values())
@@ -349,7 +364,6 @@ def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
         recorded=joiner.recorded,
         joins=joiner.joins,
         notes=_notes(trace, joiner, open_notifiers),
-        invalidations=joiner.counts["tlbis"],
         lost=trace.lost,
     )
 
@@ -370,7 +384,7 @@ def _notes(trace: ShadowTrace, joiner: Joiner, open_notifiers: int) -> list[tupl
             sum(joiner.joins[w] for w in (NOT_FOUND, AMBIGUOUS)),
         ),
         ("notifiers still running at the end of the trace", open_notifiers),
-        *((name, count) for name, count in joiner.counts.items() if name != "tlbis"),
+        *joiner.counts.items(),
         *((f"events of no use here: {name}", count) for name, count in sorted(trace.skipped.items())),
     ]
     return [(name, count) for name, count in found if count]

@@ -46,6 +46,8 @@ class TableCensus:
     tagged: set[int] = field(default_factory=set)
     swept: set[int] = field(default_factory=set)
     whole_bits: int = 0
+    returns: bool = False
+    """Whether maps are also seen to return."""
     _sweeping: set[int] = field(default_factory=set)
 
     def see(self, event: ShadowEvent) -> None:
@@ -65,7 +67,9 @@ class TableCensus:
                 self.whole_bits = max(self.whole_bits, size.bit_length() - 1)
             if event.thread in self._sweeping:
                 self.swept.add(values["pgt"])
-        elif not event.name.endswith("_ret") or event.name == "nested_unmap_ret":
+        elif event.name == "s2map_ret":
+            self.returns = True
+        elif event.name == "nested_unmap_ret":
             self._sweeping.discard(event.thread)
 
     def _shows_itself(self, pgt: int) -> bool:

@@ -165,7 +165,7 @@ def headline(found: Counterfactual) -> list[str]:
 
 def agreement(found: Counterfactual) -> str:
     """Whether the model of the recorded kernel finds every fill to be what the trace shows."""
-    fills = _count(sum(table.fills for table in found.trace.tables))
+    fills = _count(found.compared)
     if not found.disagreeing:
         return f"sweep, the recorded kernel's own way, finds all {fills} fills to be what the trace shows"
     wrong = _count(found.disagreeing)

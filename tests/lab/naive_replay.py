@@ -41,11 +41,8 @@ def naive_spared(trace: JoinedTrace, exact: bool) -> list[int]:
         elif kind == step.INVALIDATE_IPA:
             nested = (word & IPA) << 12
             if exact:
-                gone = [
-                    n
-                    for n, leaf in live.items()
-                    if n & -LEAF_SIZES[3 - leaf[2]] == nested & -LEAF_SIZES[3 - leaf[2]]
-                ]
+                spans = {n: LEAF_SIZES[3 - leaf[2]] for n, leaf in live.items()}
+                gone = [n for n, span in spans.items() if n & -span == nested & -span]
             else:
                 span = span_of(live, nested)
                 gone = [n for n in live if n & -span == nested & -span]

@@ -137,7 +137,7 @@ def test_a_memslot_that_goes_is_a_notifier_for_its_range() -> None:
     start, end = (int(joined.events[1][column]) for column in (E_START, E_END))
     assert kinds(joined) == [FILL, NOTIFY, FILL]
     assert (start, end) == (C, C + BLOCK)
-    assert joined.fates == [Fate.FIRST, 0, Fate.AFTER_NOTIFIER]
+    assert joined.fates.tolist() == [Fate.FIRST, 0, Fate.AFTER_NOTIFIER]
 
 
 def test_a_sweep_without_a_range_is_for_everything_and_told() -> None:

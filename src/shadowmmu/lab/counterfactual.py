@@ -169,7 +169,7 @@ class Counterfactual:
         }
 
 
-def _answer(trace: JoinedTrace, found: Refilled, fates: Counts, shown: Counts) -> DesignAnswer:
+def _answer(trace: JoinedTrace, found: Refilled, shown: Counts) -> DesignAnswer:
     """Put what the loop counted into the words of the answer."""
     counters = named(found.counts)
     refaults = counters["refaults_caused"] + counters["refaults_after_guest"]
@@ -181,8 +181,8 @@ def _answer(trace: JoinedTrace, found: Refilled, fates: Counts, shown: Counts) -
         claims_safety=CATALOGUE[found.design].claims_safety,
         exact=found.exact,
         fills={name: found.fills[number] for number, name in OUTCOME_NAMES.items()},
-        spared_after_notifier=int((spared & (fates == Fate.AFTER_NOTIFIER)).sum()),
-        spared_after_l1=int((spared & (fates == Fate.AFTER_GUEST)).sum()),
+        spared_after_notifier=int((spared & (trace.fates == Fate.AFTER_NOTIFIER)).sum()),
+        spared_after_l1=int((spared & (trace.fates == Fate.AFTER_GUEST)).sum()),
         taken_by_notifiers=found.taken[0],
         taken_by_l1=found.taken[1],
         notifiers_that_hit=found.notifiers_that_hit,
@@ -210,7 +210,6 @@ def replay_trace(
     is_fill = trace.events[:, E_KIND] == FILL
     table = trace.events[:, E_MMU].astype(np.int64)
     shown = is_fill & np.array([False, *trace.shown])[table]
-    fates = np.array(trace.fates, np.int64)
     outcomes: dict[tuple[str, bool], Counts] = {}
     answers = []
     for exact in rules:
@@ -218,7 +217,7 @@ def replay_trace(
             progress(f"{design}, {'exact' if exact else 'KVM'} invalidations")
             found = refill(design, trace.events, trace.shown, trace.ipa_bits, exact)
             outcomes[design, exact] = found.outcomes
-            answers.append(_answer(trace, found, fates, shown))
+            answers.append(_answer(trace, found, shown))
     model = outcomes.get((CONFORMING, False))
     if model is None:
         model = refill(CONFORMING, trace.events, trace.shown, trace.ipa_bits, False).outcomes
@@ -237,9 +236,9 @@ def _disagreements(trace: JoinedTrace, model: Counts, is_fill: Counts) -> list[t
     """Fills that the model of the recorded kernel takes for something else than the trace shows."""
     wrong = []
     for index in np.flatnonzero(is_fill):
-        fate, outcome = Fate(trace.fates[index]), int(model[index])
+        fate, outcome = Fate(int(trace.fates[index])), int(model[index])
         if outcome not in FATE_OUTCOMES[fate]:
-            wrong.append((trace.line_numbers[index], fate.name.lower(), OUTCOME_NAMES[outcome]))
+            wrong.append((int(trace.line_numbers[index]), fate.name.lower(), OUTCOME_NAMES[outcome]))
     return wrong
 
 
@@ -257,6 +256,6 @@ def fill_rows(found: Counterfactual) -> Iterator[list[str]]:
             f"{event[E_END] - event[E_START]:#x}",
             f"{event[E_WORD]:#x}",
             f"{event[E_CANONICAL]:#x}" if event[E_FLAGS] else "",
-            Fate(trace.fates[index]).name.lower(),
+            Fate(int(trace.fates[index])).name.lower(),
             *(OUTCOME_NAMES[int(outcomes[index])] for outcomes in found.outcomes.values()),
         ]

@@ -8,14 +8,14 @@ L1 invalidates it. With stage 2 off the nested address is the canonical one. All
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from shadowmmu.compiled import Words
+from shadowmmu.compiled import Counts, Words
 from shadowmmu.engine.refill_step import (
     EVENT_COLUMNS,
     FILL,
@@ -28,6 +28,7 @@ from shadowmmu.engine.refill_step import (
 from shadowmmu.errors import UndeterminedError
 from shadowmmu.formats.problem import FormatError
 from shadowmmu.formats.shadow_trace import ShadowEvent, ShadowTrace
+from shadowmmu.lab.event_store import EventStore
 from shadowmmu.lab.leaf_map import LEAF_SIZES, LeafMap
 from shadowmmu.lab.recorded_cost import Fate, RecordedCost
 from shadowmmu.lab.trace_tables import ShadowTable, TableCensus, tag_of
@@ -37,7 +38,6 @@ NO_OPERANDS: Final = (0,) * (EVENT_COLUMNS - 1)
 OPERAND_IPA: Final = (1 << 36) - 1
 """The bits of an IPAS2E1 operand that KVM reads as the address (48 bits)."""
 WIDEST: Final = LEAF_SIZES[-1]
-WORD_MASK: Final = (1 << 64) - 1
 OUTPUT_BITS: Final = 48
 
 BY_IDENTITY: Final = "stage 2 off: nested is canonical"
@@ -84,8 +84,8 @@ class JoinedTrace:
 
     path: str
     events: Words
-    fates: list[int]
-    line_numbers: list[int]
+    fates: Counts
+    line_numbers: Counts
     tables: list[ShadowTable]
     canonical: int | None
     ipa_bits: int
@@ -115,9 +115,9 @@ class Joiner:
     ipa_bits: int
     returns: bool = False
     """Whether the trace tells how maps end."""
-    rows: list[tuple[int, ...]] = field(default_factory=list)
-    fates: list[int] = field(default_factory=list)
-    line_numbers: list[int] = field(default_factory=list)
+    words: array[int] = field(default_factory=lambda: array("Q"))
+    fates: array[int] = field(default_factory=lambda: array("q"))
+    line_numbers: array[int] = field(default_factory=lambda: array("q"))
     joins: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     threads: dict[int, Thread] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Joiner:
             thread.tlbi, thread.operand = name, event.values.get("val", 0)
 
     def _emit(self, event: ShadowEvent, row: tuple[int, ...], fate: int = 0) -> None:
-        self.rows.append(row)
+        self.words.extend(row)
         self.fates.append(fate)
         self.line_numbers.append(event.line_number)
 
@@ -330,9 +330,10 @@ class Joiner:
 
 def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
     """Read a trace and join it. Raises FormatError; UndeterminedError where there is nothing to replay."""
-    events = list(trace)
+    events = EventStore()
     census = TableCensus()
-    for event in events:
+    for event in trace:
+        events.append(event)
         census.see(event)
     canonical = census.canonical
     tables = census.shadows(canonical)
@@ -355,9 +356,9 @@ def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
         )
     return JoinedTrace(
         path=trace.path,
-        events=_table_of(joiner.rows),
-        fates=joiner.fates,
-        line_numbers=joiner.line_numbers,
+        events=np.array(joiner.words, np.uint64).reshape(-1, EVENT_COLUMNS),
+        fates=np.array(joiner.fates, np.int64),
+        line_numbers=np.array(joiner.line_numbers, np.int64),
         tables=tables,
         canonical=canonical,
         ipa_bits=joiner.ipa_bits,
@@ -366,11 +367,6 @@ def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
         notes=_notes(trace, joiner, open_notifiers),
         lost=trace.lost,
     )
-
-
-def _table_of(rows: Iterable[tuple[int, ...]]) -> Words:
-    flat = [value & WORD_MASK for row in rows for value in row]
-    return np.array(flat, np.uint64).reshape(-1, EVENT_COLUMNS)
 
 
 def _notes(trace: ShadowTrace, joiner: Joiner, open_notifiers: int) -> list[tuple[str, int]]:

@@ -9,7 +9,6 @@ nested addresses are canonical ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -92,11 +91,3 @@ class TableCensus:
     def ipa_bits(self, stated: int) -> int:
         """Input bits of the shadows: as a whole unmap shows, as the log states, or the default."""
         return self.whole_bits if self.whole_bits in IPA_BITS else stated or DEFAULT_IPA_BITS
-
-
-def census_of(events: Iterable[ShadowEvent]) -> TableCensus:
-    """The census of a whole trace."""
-    census = TableCensus()
-    for event in events:
-        census.see(event)
-    return census

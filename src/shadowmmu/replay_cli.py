@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from shadowmmu.lab.counterfactual import Counterfactual
 
+FILE: Final = click.Path(dir_okay=False, path_type=Path)
 RULES: Final = {"both": (False, True), "kvm": (False,), "exact": (True,)}
 
 
@@ -35,10 +36,9 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     "--ipa-bits", type=click.IntRange(32, 52), help="Input bits of the shadows, if the trace hides them."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write the page here.")
-@click.option(
-    "--fills", type=click.Path(dir_okay=False, path_type=Path), help="Write every fill here, as CSV."
-)
+@click.option("--report", type=FILE, help="Write the page here.")
+@click.option("--fills", type=FILE, help="Write every fill here, as CSV.")
+@click.option("--unmaps", type=FILE, help="Write every unmap here, as CSV.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress line.")
 def replay(
     trace: str,
@@ -48,6 +48,7 @@ def replay(
     as_json: bool,
     report: Path | None,
     fills: Path | None,
+    unmaps: Path | None,
     quiet: bool,
 ) -> None:
     """Ask of a TRACE which recorded shadow fills each unmapping design would have spared.
@@ -57,11 +58,11 @@ def replay(
     """
     from shadowmmu.cli import end_progress, progress_line
     from shadowmmu.formats.shadow_trace import open_shadow_trace
-    from shadowmmu.lab.counterfactual import fill_rows, replay_trace
+    from shadowmmu.lab.counterfactual import fill_rows, replay_trace, unmap_rows
     from shadowmmu.lab.trace_join import join_trace
     from shadowmmu.report.html import check_writable, write_text
 
-    for path in (report, fills):
+    for path in (report, fills, unmaps):
         if path is not None:
             check_writable(path)
     progress = progress_line(quiet)
@@ -70,10 +71,11 @@ def replay(
         joined = join_trace(opened, ipa_bits)
     found = replay_trace(joined, designs, RULES[tlbi], progress)
     end_progress(quiet)
-    if fills is not None:
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows(fill_rows(found))
-        write_text(fills, table.getvalue())
+    for path, rows in ((fills, fill_rows(found)), (unmaps, unmap_rows(found))):
+        if path is not None:
+            table = io.StringIO()
+            csv.writer(table, lineterminator="\n").writerows(rows)
+            write_text(path, table.getvalue())
     if report is not None:
         from shadowmmu.report.counterfactual_html import render_counterfactual
 

@@ -65,7 +65,7 @@ def found() -> Counterfactual:
         answer("mine", True, first_touch=400, spared=590, refault_needed=10),
     ]
     return Counterfactual(
-        trace=trace, answers=answers, disagreements=[], disagreeing=0, compared=1000, outcomes={}
+        trace=trace, answers=answers, disagreements=[], disagreeing=0, compared=1000, outcomes={}, removed={}
     )
 
 

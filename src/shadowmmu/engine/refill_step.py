@@ -87,7 +87,6 @@ JOINED: Final = U64(1)
 """Flag of a fill: its canonical address is known."""
 
 # What becomes of a recorded fill.
-NO_FILL: Final = 0
 SPARED: Final = 1
 FIRST_TOUCH: Final = 2
 REFAULT_NEEDED: Final = 3

@@ -26,6 +26,9 @@ from shadowmmu.engine.refill_step import (
     E_WORD,
     FILL,
     FIRST_TOUCH,
+    INVALIDATE_IPA,
+    INVALIDATE_RANGE,
+    NOTIFY,
     PERMISSION,
     REFAULT_AVOIDABLE,
     REFAULT_GUEST,
@@ -62,6 +65,7 @@ FATE_OUTCOMES: Final[dict[Fate, tuple[int, ...]]] = {
     Fate.REPLACED: (SPARED, PERMISSION, RESIZED, STALE),
 }
 """What ``sweep`` may make of a fill that the trace itself shows to be of that sort."""
+CAUSE_NAMES: Final = {NOTIFY: "notifier", INVALIDATE_IPA: "tlbi", INVALIDATE_RANGE: "range"}
 CONFORMING: Final = "sweep"
 """The design of the recorded kernel."""
 SHOWN_DISAGREEMENTS: Final = 10
@@ -111,7 +115,8 @@ class Counterfactual:
 
     ``disagreements`` are the fills where the model of the recorded kernel (``sweep``, KVM's spans) does not
     find what the trace shows: line number, the trace's word, the model's word; the first few.
-    ``outcomes`` has, by (design, exact), the outcome of every event.
+    ``outcomes`` and ``removed`` have, by (design, exact), the outcome of every event and the leaves of L2's
+    tables it took.
     """
 
     trace: JoinedTrace
@@ -121,6 +126,7 @@ class Counterfactual:
     compared: int
     """Fills that were compared, those of tables with stage 2 off among them."""
     outcomes: dict[tuple[str, bool], Counts] = field(repr=False, compare=False)
+    removed: dict[tuple[str, bool], Counts] = field(repr=False, compare=False)
 
     @property
     def refaults(self) -> int:
@@ -211,12 +217,14 @@ def replay_trace(
     table = trace.events[:, E_MMU].astype(np.int64)
     shown = is_fill & np.array([False, *trace.shown])[table]
     outcomes: dict[tuple[str, bool], Counts] = {}
+    removed: dict[tuple[str, bool], Counts] = {}
     answers = []
     for exact in rules:
         for design in names:
             progress(f"{design}, {'exact' if exact else 'KVM'} invalidations")
             found = refill(design, trace.events, trace.shown, trace.ipa_bits, exact)
             outcomes[design, exact] = found.outcomes
+            removed[design, exact] = found.removed
             answers.append(_answer(trace, found, shown))
     model = outcomes.get((CONFORMING, False))
     if model is None:
@@ -229,6 +237,7 @@ def replay_trace(
         disagreeing=len(wrong),
         compared=int(is_fill.sum()),
         outcomes=outcomes,
+        removed=removed,
     )
 
 
@@ -245,8 +254,8 @@ def _disagreements(trace: JoinedTrace, model: Counts, is_fill: Counts) -> list[t
 def fill_rows(found: Counterfactual) -> Iterator[list[str]]:
     """Every recorded fill as text cells, a heading first: where it is, what it was, what became of it."""
     trace = found.trace
-    columns = [f"{design}{'/exact' if exact else ''}" for design, exact in found.outcomes]
-    yield ["line", "table", "nested_ipa", "size", "pa", "canonical_ipa", "recorded", *columns]
+    heading = ["line", "table", "nested_ipa", "size", "pa", "canonical_ipa", "recorded"]
+    yield [*heading, *_columns(found)]
     for index in np.flatnonzero(trace.events[:, E_KIND] == FILL):
         event = [int(value) for value in trace.events[index]]
         yield [
@@ -259,3 +268,26 @@ def fill_rows(found: Counterfactual) -> Iterator[list[str]]:
             Fate(int(trace.fates[index])).name.lower(),
             *(OUTCOME_NAMES[int(outcomes[index])] for outcomes in found.outcomes.values()),
         ]
+
+
+def unmap_rows(found: Counterfactual) -> Iterator[list[str]]:
+    """Every unmap as text cells, a heading first: what asked for it, and how many leaves of L2 each took.
+
+    A notifier's range is canonical; L1's is nested, as the recorded kernel took it.
+    """
+    trace = found.trace
+    yield ["line", "cause", "start", "size", *_columns(found)]
+    for index in np.flatnonzero(np.isin(trace.events[:, E_KIND], list(CAUSE_NAMES))):
+        event = [int(value) for value in trace.events[index]]
+        yield [
+            str(trace.line_numbers[index]),
+            CAUSE_NAMES[event[E_KIND]],
+            f"{event[E_START]:#x}",
+            f"{event[E_END] - event[E_START]:#x}",
+            *(str(removed[index]) for removed in found.removed.values()),
+        ]
+
+
+def _columns(found: Counterfactual) -> list[str]:
+    """The headings of the designs, in the order of their answers."""
+    return [f"{design}{'/exact' if exact else ''}" for design, exact in found.outcomes]

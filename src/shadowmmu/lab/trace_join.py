@@ -48,7 +48,6 @@ NOT_FOUND: Final = "not joined: no canonical fill"
 AMBIGUOUS: Final = "not joined: output address shared"
 JOINED: Final = (BY_IDENTITY, BY_OUTPUT, BY_MEMORY, BY_MEMORY_SHARED)
 CONTRADICTED: Final = "fills of stage-2-off tables that contradict the canonical table"
-WAYS: Final = (*JOINED, NOT_FOUND, AMBIGUOUS)
 
 
 class Source(NamedTuple):

@@ -177,7 +177,8 @@ def test_tables_that_are_not_shown_are_stepped_but_not_counted() -> None:
 
 @pytest.mark.parametrize("design", sorted(CATALOGUE))
 def test_room_is_made_and_nothing_is_forgotten_by_it(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "FIRST_FRAMES", 0)
+    for name, least in (("FIRST_FRAMES", 0), ("FIRST_RECORD_WORDS", 1 << 13), ("FIRST_GRAVES", 1 << 10)):
+        monkeypatch.setattr(driver, name, least)
     count = 700
     places = [(N + i * BLOCK, P + i * PAGE, C + i * PAGE) for i in range(count)]
     rows = [fill(*place) for place in places]

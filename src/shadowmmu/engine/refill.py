@@ -51,6 +51,9 @@ from shadowmmu.machine.state import (
 from shadowmmu.pgtable.context import MMU_COLUMNS, R_SHADOWS
 
 FIRST_FRAMES: Final = 1024
+FIRST_RECORD_WORDS: Final = 1 << 16
+FIRST_GRAVES: Final = 1 << 12
+"""Sizes to start with; what runs out is doubled."""
 OUTPUT_BITS: Final = 48
 
 
@@ -102,10 +105,10 @@ def table_state(design: str, mmus: int, ipa_bits: int) -> State:
         hpmd=none,
         plan=rows,
         dirty=none,
-        rmap=words((1 << 16) + 256 * mmus),
+        rmap=words(FIRST_RECORD_WORDS + 256 * mmus),
         side=words(frames * 512 if chosen.uses_side else 1),
         ghost=words(frames * 512),
-        graves=words(1 << 12),
+        graves=words(FIRST_GRAVES),
     )
     state.regs[R_PAGE_SHIFT] = 12
     state.regs[R_STRIDE] = 9

@@ -32,7 +32,6 @@ from shadowmmu.machine.counters import (
     FIRST_TOUCHES,
     NOTIFIERS,
     REFAULTS_AVOIDABLE,
-    REFAULTS_GUEST,
     REFAULTS_NOTIFIER,
 )
 from shadowmmu.machine.frames import frames_left
@@ -161,7 +160,7 @@ def leaf_level(s: State, mmu: int, size: Word) -> int:
 
 
 @inline
-def fate_of(s: State, first: int, notifier: int, avoidable: int, guest: int) -> int:
+def fate_of(s: State, first: int, notifier: int, avoidable: int) -> int:
     """What the judge's counters, as they were before the fill, say it was."""
     if s.count[FIRST_TOUCHES] != first:
         return FIRST_TOUCH
@@ -169,9 +168,7 @@ def fate_of(s: State, first: int, notifier: int, avoidable: int, guest: int) -> 
         return REFAULT_AVOIDABLE
     if s.count[REFAULTS_NOTIFIER] != notifier:
         return REFAULT_NEEDED
-    if s.count[REFAULTS_GUEST] != guest:
-        return REFAULT_GUEST
-    return RESIZED
+    return REFAULT_GUEST
 
 
 @kernel
@@ -181,13 +178,13 @@ def put_fill(s: State, event: Words, mmu: int, level: int) -> int:
     canonical_ipa = event[E_CANONICAL]
     size = event[E_END] - nested_ipa
     first, notifier = s.count[FIRST_TOUCHES], s.count[REFAULTS_NOTIFIER]
-    avoidable, guest = s.count[REFAULTS_AVOIDABLE], s.count[REFAULTS_GUEST]
+    avoidable = s.count[REFAULTS_AVOIDABLE]
     word = stage2_map(s, mmu, nested_ipa, level, event[E_WORD], event[E_PROT])
     tag = (event[E_PROT] >> GUEST_LEVEL_SHIFT) & TAG_MASK
     ghost_birth(s, mmu, nested_ipa, word, canonical_ipa, tag)
     if event[E_FLAGS] & JOINED != ZERO:
         design_record(s, mmu, canonical_ipa, nested_ipa, size, level, word)
-    return fate_of(s, first, notifier, avoidable, guest)
+    return fate_of(s, first, notifier, avoidable)
 
 
 @kernel

@@ -34,7 +34,7 @@ PAGE = 4096
 BLOCK = 2 << 20
 GIB = 1 << 30
 C, D, N, M, P, Q = 0x4000_0000, 0x4000_5000, 0x8000_0000, 0x8000_7000, 0x9000_0000, 0x9000_3000
-PRECISE = sorted(set(CATALOGUE) - {"sweep"})
+PRECISE = ("rbtree_2024", "spanning", "reverse_table")
 Row = tuple[int, ...]
 
 
@@ -183,7 +183,7 @@ def test_room_is_made_and_nothing_is_forgotten_by_it(design: str, monkeypatch: p
     places = [(N + i * BLOCK, P + i * PAGE, C + i * PAGE) for i in range(count)]
     rows = [fill(*place) for place in places]
     found = done(design, *rows, notify(D), *rows[count // 2 :])
-    again = REFAULT_AVOIDABLE if design == "sweep" else SPARED
+    again = REFAULT_AVOIDABLE if design.startswith("sweep") else SPARED
     assert found.fills[FIRST_TOUCH] == count
     assert found.fills[again] == count - count // 2
     assert found.peak_leaves == count

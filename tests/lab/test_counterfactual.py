@@ -85,7 +85,8 @@ def test_the_answers_add_up(name: str) -> None:
         assert sum(one.fills.values()) == found.trace.fills
         assert one.spared_after_notifier + one.spared_after_l1 == one.fills["spared"]
         assert one.remaining == found.trace.fills - one.fills["spared"]
-        assert one.fills["stale"] == one.other_spans == 0
+        assert one.other_spans == 0
+        assert one.fills["stale"] == 0 or not one.claims_safety
         assert one.fills["first_touch"] == BOOKS[name][0]
     assert found.stale() == []
 

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from shadowmmu.formats.shadow_trace import ShadowTrace
-from shadowmmu.lab.counterfactual import OUTCOME_NAMES, Counterfactual, DesignAnswer
+from shadowmmu.lab.counterfactual import COUNTED, OUTCOME_NAMES, Counterfactual, DesignAnswer
 from shadowmmu.lab.recorded_cost import Fate
 from shadowmmu.lab.trace_join import BY_OUTPUT, NOT_FOUND, join_trace
 from shadowmmu.report.counterfactual_html import render_counterfactual, shares
@@ -40,13 +40,7 @@ def answer(design: str, exact: bool, *, safe: bool = True, **fills: int) -> Desi
         other_spans=0,
         peak_leaves=555,
         record_bytes=8192,
-        counters={
-            "chunks_shadow": 6,
-            "nodes_visited": 0,
-            "fallbacks_mmu": 0,
-            "unknown_entries": 0,
-            "broken": 0,
-        },
+        counters={**dict.fromkeys(COUNTED, 0), "chunks_shadow": 6},
         modelled_ns=1.5e6,
     )
 

@@ -69,7 +69,14 @@ CAUSE_NAMES: Final = {NOTIFY: "notifier", INVALIDATE_IPA: "tlbi", INVALIDATE_RAN
 CONFORMING: Final = "sweep"
 """The design of the recorded kernel."""
 SHOWN_DISAGREEMENTS: Final = 10
-COUNTED: Final = ("chunks_shadow", "nodes_visited", "fallbacks_mmu", "unknown_entries", "broken")
+COUNTED: Final = (
+    "chunks_shadow",
+    "nodes_visited",
+    "fallbacks_mmu",
+    "fallbacks_vm",
+    "unknown_entries",
+    "broken",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,7 @@ ROWS: Final[tuple[Row, ...]] = (
         _count,
     ),
     _work("fallbacks to a whole MMU", "fallbacks_mmu", "unmaps where the record could not say"),
+    _work("fallbacks to the whole VM", "fallbacks_vm", "unmaps where it could not name the MMU either"),
     _work("entries made UNKNOWN", "unknown_entries", "record entries that lost their nested address"),
     _work("chunks walked", "chunks_shadow", "calls of the unmap walker on shadow tables"),
     _work("record nodes visited", "nodes_visited", "nodes or words of the reverse map read"),

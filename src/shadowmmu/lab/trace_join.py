@@ -30,7 +30,7 @@ from shadowmmu.formats.problem import FormatError
 from shadowmmu.formats.shadow_trace import ShadowEvent, ShadowTrace
 from shadowmmu.lab.event_store import EventStore
 from shadowmmu.lab.leaf_map import LEAF_SIZES, LeafMap
-from shadowmmu.lab.recorded_cost import Fate, RecordedCost
+from shadowmmu.lab.recorded_cost import RecordedCost
 from shadowmmu.lab.trace_tables import ShadowTable, TableCensus, tag_of
 
 PAGE_SHIFT: Final = 12
@@ -383,6 +383,3 @@ def _notes(trace: ShadowTrace, joiner: Joiner, open_notifiers: int) -> list[tupl
         *((f"events of no use here: {name}", count) for name, count in sorted(trace.skipped.items())),
     ]
     return [(name, count) for name, count in found if count]
-
-
-__all__ = ["BY_IDENTITY", "Fate", "JoinedTrace", "Joiner", "join_trace"]

@@ -18,6 +18,7 @@ import click
 from shadowmmu import __version__
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
+from shadowmmu.replay_cli import replay
 
 if TYPE_CHECKING:
     from shadowmmu.lab.results import Comparison, ScenarioSource, Transcript
@@ -324,6 +325,7 @@ def designs(as_json: bool) -> None:
 
 
 cli.add_command(oracle)
+cli.add_command(replay)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -241,7 +241,7 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
 
 @cli.command()
 @click.argument("source")
-@click.argument("address", type=NUMBER)
+@click.argument("translated", metavar="ADDRESS", type=NUMBER)
 @click.option("--mmu", type=NUMBER, help="Which shadow: N of nested_mmuN. The first in use by default.")
 @click.option("--at", metavar="LABEL|LINE", help="Stop after this dump, mark or line; at the end by default.")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME")
@@ -252,7 +252,7 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def walk(
     source: str,
-    address: int,
+    translated: int,
     mmu: int | None,
     at: str | None,
     design: str,
@@ -268,14 +268,14 @@ def walk(
     memory, and ADDRESS a virtual address.
     """
     if as_context:
-        show_transcript(context_walk(source, address, operation or "AT S12E1R", settings), as_json)
+        show_transcript(context_walk(source, translated, operation or "AT S12E1R", settings), as_json)
         return
     if operation is not None or settings:
         raise InputError("read --operation or --set without --context, expected a context file")
     from shadowmmu.lab.explain import walk_report
 
     scenario = read_source(source)
-    transcript = walk_report(scenario, address, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
+    transcript = walk_report(scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
     show_transcript(transcript, as_json)
 
 

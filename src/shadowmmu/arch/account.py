@@ -184,34 +184,3 @@ def recount(
     if s2.enabled and access.both_stages and ipa != NOWHERE:
         n = recount_stage2(mem, s2, ipa, 0, steps, n)
     return n
-
-
-G_REGIME: Final = 0
-G_GRANULE1: Final = 1
-G_START1: Final = 2
-G_GRANULE2: Final = 3
-G_START2: Final = 4
-GEOMETRY: Final = 5
-"""Columns of ``geometries``: the regime; of each stage log2 of the granule (0: off) and the start level."""
-
-
-@kernel
-def geometries(
-    contexts: Words,
-    context_of: Counts,
-    operations: Counts,
-    virtual: Words,
-    machine: Implementation,
-    out: Counts,
-) -> None:
-    """What each query of a batch walks: one row of ``GEOMETRY`` columns a query. O(n)."""
-    for i in range(virtual.size):
-        row = contexts[context_of[i]]
-        access = access_of(operations[i], row[c.C_HCR_EL2])
-        s1 = stage1_controls(row, machine, access.regime, (virtual[i] >> BIT_55) & ONE != ZERO)
-        s2 = stage2_controls(row, machine, access.regime)
-        out[i, G_REGIME] = access.regime
-        out[i, G_GRANULE1] = s1.regime.page_shift if s1.enabled else 0
-        out[i, G_START1] = s1.regime.start_level
-        out[i, G_GRANULE2] = s2.regime.page_shift if s2.enabled else 0
-        out[i, G_START2] = s2.regime.start_level

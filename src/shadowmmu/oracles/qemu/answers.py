@@ -46,7 +46,7 @@ def decode(raw: Words, operations: Words | Counts, stub_el: int) -> Words:
     out = np.zeros((len(raw), len(COLUMNS)), np.uint64)
     tagged = raw[:, 0] >> np.uint64(48) == TAG
     tag = np.where(tagged, raw[:, 0] & np.uint64(0xFF), np.uint64(0))
-    syndrome = (raw[:, 1] >> np.uint64(26)).astype(np.int64)
+    syndrome = (raw[:, 1] >> np.uint64(26) & np.uint64(0x3F)).astype(np.int64)  # ISS2 stands above it
     access = accesses(operations)
     fetch = np.isin(operations, FETCHES)
     instruction = np.isin(syndrome, _INSTRUCTION_ABORTS)

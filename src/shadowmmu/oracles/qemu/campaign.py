@@ -18,7 +18,7 @@ import numpy as np
 
 from shadowmmu.arch.answer import ANSWER, answers
 from shadowmmu.oracles.qemu.compare import Comparer, Comparison
-from shadowmmu.oracles.qemu.coverage import Cell, Coverage, possible
+from shadowmmu.oracles.qemu.coverage import REGIMES, Cell, cells, missing, possible
 from shadowmmu.oracles.qemu.deviations import deviants
 from shadowmmu.oracles.qemu.driver import QemuOracle
 from shadowmmu.oracles.qemu.generator import Batch, Recipe, random_batch
@@ -55,7 +55,7 @@ class Campaign:
 
     version: tuple[int, int, int]
     parts: dict[str, Comparison] = field(default_factory=dict)
-    coverage: Coverage = field(default_factory=Coverage)
+    cells: Counter[Cell] = field(default_factory=Counter)
     saved: list[Path] = field(default_factory=list)
 
     @property
@@ -65,6 +65,11 @@ class Campaign:
         for comparison in self.parts.values():
             total.add(comparison)
         return total
+
+    @property
+    def missing(self) -> list[Cell]:
+        """Cells that the architecture has and no query reached."""
+        return missing(self.cells, REGIMES)
 
     @property
     def agrees(self) -> bool:
@@ -107,7 +112,7 @@ def run_campaign(
             for batch in batches(part, oracle, int(queries * part.share), seed + number):
                 found = comparer.compare(batch)
                 sum_of_part.add(found)
-                campaign.coverage.add(batch, comparer.machine, _model_answers(comparer, batch))
+                campaign.cells += _cells(comparer, batch)
                 if found.mismatches and keep is not None:
                     path = (
                         keep
@@ -121,20 +126,12 @@ def run_campaign(
     return campaign
 
 
-def _model_answers(comparer: Comparer, batch: Batch) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
-    """The outcomes that coverage counts, from the tables as they stand, changing nothing."""
+def _cells(comparer: Comparer, batch: Batch) -> Counter[Cell]:
+    """What the queries of ``batch`` come to, by the tables as they stand; changes nothing."""
     out = np.zeros((len(batch), ANSWER), np.uint64)
-    answers(
-        comparer.oracle.memory,
-        batch.rows,
-        batch.context_of,
-        batch.operations,
-        batch.va,
-        comparer.machine,
-        False,
-        out,
-    )
-    return out
+    mem, machine = comparer.oracle.memory, comparer.machine
+    answers(mem, batch.rows, batch.context_of, batch.operations, batch.va, machine, False, out)
+    return cells(batch.rows, batch.context_of, batch.operations, batch.va, out)
 
 
 def mutant_judge(queries: int, seed: int, qemu: Path | None = None) -> Callable[[Answers], int]:
@@ -165,6 +162,11 @@ def mutant_judge(queries: int, seed: int, qemu: Path | None = None) -> Callable[
     return judge
 
 
+def all_cells() -> list[Cell]:
+    """Every cell of every regime."""
+    return [cell for regime in REGIMES for cell in possible(regime)]
+
+
 def campaign_lines(campaign: Campaign) -> list[str]:
     """The result of a campaign, to print."""
     lines = [f"QEMU {'.'.join(map(str, campaign.version))}"]
@@ -179,12 +181,11 @@ def campaign_lines(campaign: Campaign) -> list[str]:
         lines += [f"    set aside: {reason} {times:,}" for reason, times in part.set_aside.items()]
     total = campaign.total
     lines.append("  known deviations: " + ", ".join(f"{k} {v:,}" for k, v in explained.most_common()))
-    cells, missing = campaign.coverage.cells, campaign.coverage.missing()
+    reached = [campaign.cells[cell] for cell in all_cells() if cell in campaign.cells]
     lines.append(
-        f"  cells reached: {len(cells)} of {len(list(possible()))}, "
-        f"the rarest {min(cells.values(), default=0)} times"
+        f"  cells reached: {len(reached)} of {len(all_cells())}, the rarest {min(reached, default=0)} times"
     )
-    lines += [f"    not reached: {cell}" for cell in missing]
+    lines += [f"    not reached: {cell}" for cell in campaign.missing]
     lines += [f"  {times} x {signature}" for signature, times in total.signatures().most_common(20)]
     lines += [one.describe() for one in total.mismatches[:3]]
     lines += [one.describe() for one in total.memory[:3]]
@@ -193,9 +194,6 @@ def campaign_lines(campaign: Campaign) -> list[str]:
 
 def campaign_json(campaign: Campaign) -> dict[str, object]:
     """The result of a campaign as plain values, every cell with its count."""
-
-    def cell_row(cell: Cell) -> dict[str, object]:
-        return {"cell": str(cell), "times": campaign.coverage.cells.get(cell, 0)}
 
     return {
         "qemu": ".".join(map(str, campaign.version)),
@@ -211,7 +209,7 @@ def campaign_json(campaign: Campaign) -> dict[str, object]:
             }
             for name, part in campaign.parts.items()
         },
-        "cells": [cell_row(cell) for cell in possible()],
+        "cells": {str(cell): campaign.cells[cell] for cell in all_cells()},
         "signatures": dict(campaign.total.signatures()),
         "saved": [str(path) for path in campaign.saved],
     }

@@ -106,11 +106,19 @@ DEVIATIONS: Final = (
                 "        second = 4 if memattr & 3 == 1 else (memattr & 3) * 5\n"
                 "        if memattr >> 2 == 0:\n"
                 "            second = memattr << 2\n"
+                "        elif memattr & 3 == 0:\n"
+                "            second = 15\n"
                 "        for strict in (0, 4, 8):\n"
                 "            if first == strict or second == strict:\n"
                 "                return strict\n"
                 "        return 12\n"
                 "    if memattr >> 2 == 0:\n        device = memattr << 2\n",
+            ),
+            Patch(  # with HCR_EL2.CD the Normal type of stage 2 is Non-cacheable here already
+                "translate",
+                "    memattr = memory_attribute(descriptor)\n",
+                "    memattr = memory_attribute(descriptor)\n"
+                "    if not s2.cacheable and not s2.fwb and memattr > 3:\n        memattr = 5\n",
             ),
         ),
     ),
@@ -155,31 +163,61 @@ DEVIATIONS: Final = (
     ),
     Deviation(
         "memattr_reserved",
-        "FWB=0 and MemAttr 4, 8 or 12 (reserved): the attributes are those of stage 1. (A free choice.)",
+        "FWB=0 and MemAttr 4, 8 or 12 (reserved): mostly the attributes of stage 1. (A free choice.)",
         "Arm ARM D8.6, MemAttr[3:0]: reserved encodings",
         (
             Patch(
                 "attributes",
                 "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
+                "    if memattr == 8:\n"
+                "        return combine_half(attribute >> 4, 2) << 4 | attribute & 15\n"
+                "    if memattr == 4 and attribute & 15 == 4:\n        return NORMAL_NC\n"
                 "    if memattr & 3 == 0:\n        return attribute\n"
                 "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
             ),
         ),
     ),
     Deviation(
-        "ndirty",
-        "With permission indirection the nDirty bit is neither checked nor cleared.",
-        "AArch64.S1CheckPermissions: a write to a page marked nDirty faults unless hardware manages it",
+        "ndirty_stays",
+        "With permission indirection, hardware management of the dirty state does not clear nDirty.",
+        "AArch64.S1Translate: with HA and HD a write clears bit 7 of the leaf",
         (
-            Patch(
-                "stage1",
-                "    clean = descriptor & N_DIRTY != ZERO and not dirty_managed\n",
-                "    clean = False\n",
-            ),
             Patch(
                 "translate",
                 "            descriptor &= ~N_DIRTY\n",
-                "            descriptor &= ~ZERO\n",
+                "            descriptor |= ZERO\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "at_ndirty",
+        "With permission indirection, AT for a write ignores the nDirty bit.",
+        "AArch64.S1CheckPermissions: a write to a page marked nDirty faults unless hardware manages it",
+        (
+            Patch(
+                "translate",
+                "        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):\n",
+                "        if access.at and s1.indirect:\n"
+                "            leaf = w.descriptor & ~N_DIRTY\n"
+                "            allowed = indirect_permissions(leaf, s1.pir, s1.pire0, s1.has_el0, s1.hd)\n"
+                "        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):\n",
+            ),
+        ),
+    ),
+    Deviation(
+        "at_tge",
+        "HCR_EL2.TGE=1 with E2H=0 does not turn stage 1 of EL1&0 off for AT; it hides HCR_EL2.PTW.",
+        "Arm ARM HCR_EL2.TGE: SCTLR_EL1.M is treated as 0",
+        (
+            Patch(
+                "controls",
+                "        if hcr & (HCR_TGE | HCR_DC) != ZERO:\n",
+                "        if hcr & HCR_DC != ZERO:\n",
+            ),
+            Patch(
+                "controls",
+                "        hcr & HCR_PTW != ZERO,\n",
+                "        hcr & HCR_PTW != ZERO and hcr & HCR_TGE == ZERO,\n",
             ),
         ),
     ),
@@ -197,7 +235,7 @@ DEVIATIONS: Final = (
     ),
     Deviation(
         "granule_reserved",
-        "The reserved codes of TG0 and TG1 mean 4K. (No error: which granule they mean is a free choice.)",
+        "The reserved codes of TG0 and TG1 mean 4K. (No error: the choice is the machine's.)",
         "Arm ARM TCR_EL1.TG0: a reserved value behaves as an implemented one",
         (
             Patch(
@@ -223,7 +261,8 @@ DEVIATIONS: Final = (
                 "        fetch = access.el != 0 and access.kind == EXECUTE\n"
                 "        if fetch and pan and s1.wxn and not s1.indirect:\n"
                 "            counted = w.tables if s1.tables_count else ZERO\n"
-                "            free = direct_permissions(w.descriptor, counted, s1.has_el0, s1.hd, False)\n"
+                "            leaf = w.descriptor & ~DBM\n"  # dbm_fetch, which is in every version too
+                "            free = direct_permissions(leaf, counted, s1.has_el0, s1.hd, False)\n"
                 "            if free.ur or (s1.epan and free.ux):\n"
                 "                allowed = free\n"
                 "        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):\n",

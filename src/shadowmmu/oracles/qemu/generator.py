@@ -4,8 +4,10 @@
 
 Vectorised; the same seed gives the same batch. What could not be compared is not made: every address that
 a walk may read has bits 30..28 set (``layout``), so does every VA of a real access that is large enough;
-fetches come without tags under TBI, since a branch strips them; tables are little-endian; reserved
-encodings of MAIR and PIR are left out. Illegal values of TxSZ, SL0, DS, PS, granules and addresses are not.
+fetches come without tags under TBI, since a branch strips them; there are no atomics under permission
+indirection, since QEMU makes one of a load and a store through the TLB entry of the load, which says
+nothing of nDirty; tables are little-endian; reserved encodings of MAIR and PIR are left out. Illegal
+values of TxSZ, SL0, DS, PS, granules and addresses are not left out.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from shadowmmu.arch.operation import (
     AT_S1E2R,
     AT_S1E2W,
     ATOMIC_EL0,
+    ATOMIC_EL1,
     FETCH_EL0,
     FETCH_EL1,
     LOAD_EL1,
@@ -367,6 +370,9 @@ def random_queries(
     context_of = np.repeat(np.arange(len(rows)), queries)
     draw = Draw(rng, len(context_of))
     operations = draw.pick(operations_of(recipe))
+    indirect = rows[context_of, c.C_TCR2_EL1] & r.TCR2_EL1.mask("PIE") != 0
+    atomic = (operations == ATOMIC_EL1) | (operations == ATOMIC_EL0)
+    operations = np.where(atomic & indirect, operations - ATOMIC_EL1 + LOAD_EL1, operations)
     half = tested[context_of]
     half = np.where(half < 0, draw.below(2).astype(np.int64), half)
     host = rows[:, c.C_HCR_EL2] & r.HCR_EL2.mask("E2H") != 0

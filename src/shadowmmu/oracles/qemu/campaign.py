@@ -26,8 +26,8 @@ from shadowmmu.oracles.qemu.install import find_qemu
 from shadowmmu.oracles.qemu.layout import TABLES, TABLES_BYTES
 from shadowmmu.oracles.variants import Answers
 
-CONTEXTS: Final = 512
-QUERIES: Final = 128
+CONTEXTS: Final = 2048
+QUERIES: Final = 32
 """Queries under each context of a batch."""
 BATCH: Final = CONTEXTS * QUERIES
 
@@ -42,8 +42,8 @@ class Part:
 
 
 PARTS: Final = (
-    Part("AT, EL1&0 and both stages", Recipe(), 0.45),
-    Part("AT, EL2 and EL2&0", Recipe(el3=True), 0.25),
+    Part("AT, EL1&0 and both stages", Recipe(), 0.4),
+    Part("AT, EL2 and EL2&0", Recipe(el3=True), 0.3),
     Part("loads, stores, fetches, atomics", Recipe(accesses=True), 0.15),
     Part("with hardware updates", Recipe(accesses=True, updates=True), 0.15),
 )

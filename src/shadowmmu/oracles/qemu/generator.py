@@ -45,7 +45,7 @@ MAIR_BYTES: Final = (
 )
 PIR_FIELDS: Final = (0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 12, 14)
 READ_EXECUTE: Final = 3
-SIZES: Final = (0, 1, 2, 3, 4, 5, 5, 5, 6, 6, 6, 6)
+SIZES: Final = (0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 5, 6, 6, 6, 6)
 """Codes of (I)PS, 48 and 52 bits more often."""
 SHIFTS: Final = (12, 14, 16)
 TG0: Final = {12: 0, 14: 2, 16: 1}
@@ -204,7 +204,7 @@ def _ttbr(draw: Draw) -> Words:
     """A start table; at times with bits 5:2, address bits of the 52-bit formats, or beyond RAM."""
     high = np.where(draw.chance(0.05), draw.below(64) & U64(0x3C), U64(0))
     stray = U64(1) << draw.pick([bit for bit in tables.STRAY_BITS if bit < 48]).astype(np.uint64)
-    beyond = np.where(draw.chance(0.04), stray, U64(0))
+    beyond = np.where(draw.chance(0.08), stray, U64(0))
     return draw.frame() | high | beyond | draw.below(1 << 16) << U64(48) | draw.below(2)
 
 
@@ -223,8 +223,9 @@ def _stage2(draw: Draw, recipe: Recipe, rows: Words) -> None:
     """VTTBR, VTCR and HCR; a narrow IPA space goes with stage 1 off."""
     shift = draw.pick(SHIFTS)
     wide = draw.chance(0.5) & recipe.wide
-    level = draw.pick((3, 2, 2, 1, 1, 1, 0, 0, -1))
-    level = np.where(shift != 12, np.maximum(level, 0), level)
+    highest = np.where(draw.chance(0.05), 0, np.select([shift == 12, shift == 14], [-1, 0], 1))
+    level = draw.between(highest, np.full(draw.count, 3))
+    wide |= (level < np.where(shift == 12, 0, 1)) & draw.chance(0.9) & recipe.wide
     sl0 = np.where(shift == 12, np.select([level == 3, level == -1], [3, 0], 2 - level), 3 - level)
     low = (3 - level) * (shift - 3) + shift + 1
     bits = np.minimum(draw.between(low, low + shift), np.where(wide | (shift == 16), 52, 48))

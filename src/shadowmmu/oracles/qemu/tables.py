@@ -84,7 +84,7 @@ def _descriptors(rng: np.random.Generator, count: int) -> Words:
     words[some(0.25)] |= _DBM
     upper = some(0.4)
     words[upper] |= noise[upper] & _UPPER
-    stray = some(0.04)
+    stray = some(0.05)
     words[stray] |= U64(1) << rng.choice(np.array(STRAY_BITS, np.uint64), np.count_nonzero(stray))
     wide = some(0.04)
     words[wide] |= noise[wide] & _WIDE

@@ -137,14 +137,14 @@ DEVIATIONS: Final = (
     ),
     Deviation(
         "fwb_reserved",
-        "FWB=1 and MemAttr 4, or with bit 3 set: Device-nGnRnE; but 14: what stage 1 says.",
+        "FWB=1 and MemAttr 4, or with bit 3 set: Device-nGnRnE; but 14 and 15: what stage 1 says.",
         "Arm ARM D8.6: MemAttr[3] is RES0 with FWB, so ignored; for 0b100 the choice is free",
         (
             Patch(
                 "attributes",
                 "    code = memattr & 7\n",
                 "    code = memattr & 7\n"
-                "    if memattr == 14:\n        return attribute\n"
+                "    if memattr > 13:\n        return attribute\n"
                 "    if memattr > 7 or code == 4:\n        return 0\n",
             ),
         ),
@@ -171,21 +171,20 @@ DEVIATIONS: Final = (
                 "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
                 "    if memattr == 8:\n"
                 "        return combine_half(attribute >> 4, 2) << 4 | attribute & 15\n"
-                "    if memattr == 4 and attribute & 15 == 4:\n        return NORMAL_NC\n"
                 "    if memattr & 3 == 0:\n        return attribute\n"
                 "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
             ),
         ),
     ),
     Deviation(
-        "ndirty_stays",
-        "With permission indirection, hardware management of the dirty state does not clear nDirty.",
+        "ndirty_dbm",
+        "With permission indirection, hardware clears nDirty only where bit 51 (DBM, now PIIndex) is set.",
         "AArch64.S1Translate: with HA and HD a write clears bit 7 of the leaf",
         (
             Patch(
                 "translate",
                 "            descriptor &= ~N_DIRTY\n",
-                "            descriptor |= ZERO\n",
+                "            if descriptor & DBM != ZERO:\n                descriptor &= ~N_DIRTY\n",
             ),
         ),
     ),

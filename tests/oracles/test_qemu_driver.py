@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +164,24 @@ def test_a_crash_is_pinned_on_its_query() -> None:
     assert np.flatnonzero(answer[:, a.STATUS] == a.CRASHED).tolist() == [11]
     assert (np.delete(answer[:, a.PAR], 11) == answer[0, a.PAR]).all()
     assert answer[0, a.PAR] & np.uint64(1) == 0
+
+
+@needs_qemu
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv: QEMU cannot be tied to its host")
+def test_a_killed_host_leaves_no_qemu_behind() -> None:
+    program = (
+        "import time; from shadowmmu.oracles.qemu.driver import QemuOracle; "
+        "oracle = QemuOracle(); print(oracle._process.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        qemu = int(host.stdout.readline())
+        host.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{qemu}/cmdline").exists() or not Path(f"/proc/{qemu}/cmdline").read_bytes():
+            return  # gone, or dead and not yet collected
+        time.sleep(0.05)
+    pytest.fail("QEMU outlived its host")
 
 
 def test_a_qemu_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import select
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -272,7 +273,9 @@ def _command(qemu: Path, version: tuple[int, int, int], el3: bool, fd: int) -> l
         machine += ",highmem-ecam=off,highmem-mmio=off,highmem-redists=off"
     size = f"{RAM_BYTES >> 20}M"
     backend = f"memory-backend-file,id=ram,size={size},mem-path=/proc/self/fd/{fd},share=on"
+    keeper = shutil.which("setpriv")
     return [
+        *((keeper, "--pdeathsig", "KILL") if keeper else ()),  # a killed host leaves no QEMU behind
         str(qemu),
         *("-M", machine, "-cpu", "max", "-m", size, "-accel", "tcg,thread=single", "-object", backend),
         *("-nodefaults", "-display", "none", "-net", "none", "-monitor", "none"),

@@ -361,6 +361,21 @@ def translate(
     s1 = stage1_controls(row, machine, access.regime, upper)
     s2 = stage2_controls(row, machine, access.regime)
     held = pan_applies(pan, access, machine)
+    return translate_decoded(mem, machine, s1, s2, access, va, held, update)
+
+
+@inline
+def translate_decoded(
+    mem: Words,
+    machine: Implementation,
+    s1: Stage1,
+    s2: Stage2,
+    access: Access,
+    va: Word,
+    held: bool,
+    update: bool,
+) -> Account:
+    """``translate`` after the registers have been decoded; ``held``: PAN applies to this access."""
     first = stage1_output(mem, s1, s2, access, va, held, machine.pa_bits, update)
     if first.fault != NONE:
         return failed(first, first)

@@ -111,7 +111,20 @@ def structure(*names: str) -> type[ctypes.Structure]:
 
 
 STAGE2 = ("enabled", "refused", "r", "root", "ha", "hd", "xnx", "fwb", "ptw", "big_endian")
-STAGE1 = ("enabled", "refused", "r", "root", "has_el0", "upper", "tbi", "tables_count", "ha", "hd", "wxn", "epan")
+STAGE1 = (
+    "enabled",
+    "refused",
+    "r",
+    "root",
+    "has_el0",
+    "upper",
+    "tbi",
+    "tables_count",
+    "ha",
+    "hd",
+    "wxn",
+    "epan",
+)
 Stage2 = structure(*STAGE2)
 Stage1 = structure(*STAGE1, "big_endian")
 Access = structure("el", "kind", "pan", "both_stages", "pa_bits")
@@ -155,7 +168,9 @@ def contenders(
     mem, row, machine = tables.mem, tables.row, EVERYTHING
     outs = {name: np.zeros(queries.size, np.uint64) for name in ("s2 numba", "s2 C", "n numba", "n C")}
     second = decoded(Stage2, stage2_controls(row, machine, EL10))
-    halves = (Stage1 * 2)(*(decoded(Stage1, stage1_controls(row, machine, EL10, half)) for half in (False, True)))
+    halves = (Stage1 * 2)(
+        *(decoded(Stage1, stage1_controls(row, machine, EL10, half)) for half in (False, True))
+    )
     access = Access(el=1, kind=READ, pan=0, both_stages=1, pa_bits=machine.pa_bits)
     memory = (pointer(mem), ctypes.c_uint64(mem.size))
     count = ctypes.c_size_t(queries.size)

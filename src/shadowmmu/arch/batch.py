@@ -12,7 +12,7 @@ from typing import Final
 from shadowmmu.arch import context as c
 from shadowmmu.arch.answer import PSTATE_PAN, Failure, pack_fault
 from shadowmmu.arch.context import Implementation
-from shadowmmu.arch.controls import Stage1, stage1_controls, stage2_controls
+from shadowmmu.arch.controls import stage1_controls, stage2_controls
 from shadowmmu.arch.fault import NONE, WRITE
 from shadowmmu.arch.operation import EL10, access_of
 from shadowmmu.arch.translate import BIT_55, ONE, ZERO, pan_applies, stage2_output, translate_decoded

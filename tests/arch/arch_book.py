@@ -70,7 +70,7 @@ def held_address(form: int, word: int) -> int:
     if form == 48:
         return field(word, 47, 12) << 12
     if form == 52:
-        return field(word, 47, 12) << 12 | field(word, 15, 12) << 48
+        return field(word, 47, 16) << 16 | field(word, 15, 12) << 48
     return field(word, 49, 12) << 12 | field(word, 9, 8) << 50
 
 

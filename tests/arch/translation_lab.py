@@ -113,7 +113,7 @@ def in_descriptor(form: int, pa: int) -> int:
     """The address field for ``pa``: the inverse of ``held_address``."""
     word = pa & ((1 << 48) - 1) & ~0xFFF
     if form == 52:
-        word |= (pa >> 48) << 12
+        word = word & ~0xFFFF | pa >> 48 << 12
     if form == 50:
         word = pa & ((1 << 50) - 1) & ~0xFFF | (pa >> 50) << 8
     assert held_address(form, word) == pa & ~0xFFF

@@ -348,6 +348,8 @@ def nibble_of(policy: str, hints: int, transient: bool) -> int:
 
 def both_stages(first: int, memattr: int, fwb: bool) -> int:
     """MAIR's form of the attribute of both stages: D8.6.5, and D8.6.6 with FWB."""
+    if first == 0xF0:  # tagged: S2MemTagType
+        return {0xFF: 0xF0}.get(untagged := both_stages(0xFF, memattr, fwb), untagged)
     device1 = first >> 2 if first < 16 else None
     if fwb:
         code = memattr & 7

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shadowmmu.arch.batch import stage2_batch, translate_batch
+from shadowmmu.arch.batch import BLOCK, SCRATCH, stage2_batch, translate_batch
 from shadowmmu.arch.context import EVERYTHING, context
 from shadowmmu.arch.controls import stage1_controls, stage2_controls
 from shadowmmu.arch.fault import READ
@@ -167,6 +167,7 @@ def contenders(
     """The four loops of one measurement, each with the array it fills."""
     mem, row, machine = tables.mem, tables.row, EVERYTHING
     outs = {name: np.zeros(queries.size, np.uint64) for name in ("s2 numba", "s2 C", "n numba", "n C")}
+    scratch = np.zeros((SCRATCH, BLOCK), np.uint64)
     second = decoded(Stage2, stage2_controls(row, machine, EL10))
     halves = (Stage1 * 2)(
         *(decoded(Stage1, stage1_controls(row, machine, EL10, half)) for half in (False, True))
@@ -188,7 +189,7 @@ def contenders(
     loops = {
         "s2 numba": lambda: stage2_batch(mem, row, machine, READ, queries, outs["s2 numba"]),
         "s2 C": c_single,
-        "n numba": lambda: translate_batch(mem, row, machine, AT_S12E1R, queries, outs["n numba"]),
+        "n numba": lambda: translate_batch(mem, row, machine, AT_S12E1R, queries, scratch, outs["n numba"]),
         "n C": c_nested,
     }
     return {name: (loop, outs[name]) for name, loop in loops.items()}
@@ -213,8 +214,8 @@ def main() -> None:
     """Print the table."""
     sizes = [int(size) for size in sys.argv[1:]] or [1 << 20, 1 << 24]
     print(f"{QUERIES:,} reads a repetition, medians of {REPETITIONS}; ns a walk")
-    print(f"{'leaves':>10} {'order':>10} {'single':>8} {'C':>7} {'ratio':>6} {'nested':>8} {'C':>7} {'ratio':>6}"
-          f" {'nested : single':>16}")  # fmt: skip
+    heads = ("leaves", "order", "single", "C", "ratio", "nested", "C", "ratio", "nested : single")
+    print("{:>10} {:>10} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6} {:>16}".format(*heads))
     with tempfile.TemporaryDirectory() as folder:
         c = library(folder)
         for leaves in sizes:
@@ -225,8 +226,8 @@ def main() -> None:
                 ns = measured(contenders(tables, queries, c))
                 single, s_c, nested, n_c = ns.values()
                 print(
-                    f"{leaves:10,} {order:>10} {single:8.1f} {s_c:7.1f} {single / s_c:6.2f} {nested:8.1f} {n_c:7.1f}"
-                    f" {nested / n_c:6.2f} {nested / single:16.2f}",
+                    f"{leaves:10,} {order:>10} {single:8.1f} {s_c:8.1f} {single / s_c:6.2f}"
+                    f" {nested:8.1f} {n_c:8.1f} {nested / n_c:6.2f} {nested / single:16.2f}",
                     flush=True,
                 )
 

@@ -20,6 +20,7 @@ from shadowmmu.arch.fault import (
     TRANSLATION,
 )
 from shadowmmu.arch.operation import ATOMIC_EL0, ATOMIC_EL1, NAMES
+from shadowmmu.arch.trace import LONGEST, T_DESCRIPTOR, T_LEVEL, T_STAGE, TRACK
 from shadowmmu.compiled import U64
 
 FRAMES = 8
@@ -76,7 +77,7 @@ def test_the_reads_end_where_the_translation_does(seed: int) -> None:
     rng = np.random.default_rng(seed)
     mem = memory(rng)
     before = mem.copy()
-    steps = np.zeros((acc.MAX_STEPS, acc.STEP), np.uint64)
+    steps = np.zeros((LONGEST, TRACK), np.uint64)
     seen: Counter[int] = Counter()
     for _ in range(800):
         row, va, operation = registers(rng), address(rng), int(rng.integers(len(NAMES)))
@@ -84,9 +85,9 @@ def test_the_reads_end_where_the_translation_does(seed: int) -> None:
         n = acc.recount(mem, row, EVERYTHING, operation, U64(va), steps, facts, out)
         packed = int(out[ans.A_FAULT])
         kind, level, stage = packed & 0xFF, (packed >> 8 & 0xFF) - 1, packed >> 16 & 0xFF
-        read = [(int(step[acc.S_STAGE]), int(step[acc.S_LEVEL]) - 2) for step in steps[:n]]
+        read = [(int(step[T_STAGE]), int(step[T_LEVEL]) - 1) for step in steps[:n]]
         if kind == NONE:
-            assert not read or int(steps[n - 1, acc.S_DESCRIPTOR]) & 1
+            assert not read or int(steps[n - 1, T_DESCRIPTOR]) & 1
         elif kind not in (EXTERNAL, EXTERNAL_WALK) and any(s == stage for s, _ in read):
             last = [where for s, where in read if s == stage][-1]
             if last != level:
@@ -101,7 +102,7 @@ def test_no_step_where_stage_1_is_off_and_there_is_no_stage_2() -> None:
     row = context(HCR_EL2=0)
     assert int(row[C_SCTLR_EL1]) == 0
     facts, out = np.zeros(acc.FACTS, np.int64), np.zeros(ans.ANSWER, np.uint64)
-    steps = np.zeros((acc.MAX_STEPS, acc.STEP), np.uint64)
+    steps = np.zeros((LONGEST, TRACK), np.uint64)
     mem = np.zeros(1 << 12, np.uint64)
     assert acc.recount(mem, row, EVERYTHING, 0, U64(0x1234), steps, facts, out) == 0
     assert int(out[ans.A_PAR]) & 0xFFFFFFFFFF000 == 0x1000

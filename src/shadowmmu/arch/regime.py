@@ -196,7 +196,7 @@ def stage1_regime(page_shift: int, txsz: Word, ps: Word, ds: bool, pa_bits: int)
 def input_size_legal(r: Regime, large: bool, small: bool) -> bool:
     """Whether TxSZ lies in its range; outside, this room takes the Translation fault the rules allow.
 
-    ``large``: 52-bit input with the 64K granule (FEAT_LVA); ``small``: FEAT_TTST.
+    ``large``: 52-bit input with the 64K granule (stage 1: FEAT_LVA, stage 2: FEAT_LPA); ``small``: FEAT_TTST.
     Source: ``AArch64.S1MinTxSZ``, ``AArch64.S2MinTxSZ``, ``AArch64.MaxTxSZ``.
     """
     least = MIN_TXSZ

@@ -37,6 +37,17 @@ from shadowmmu.arch.registers import (
 )
 from shadowmmu.arch.stage1 import STAGE1_LEAF, STAGE1_TABLE
 from shadowmmu.arch.stage2 import STAGE2_LEAF, STAGE2_TABLE
+from shadowmmu.arch.trace import (
+    LONGEST,
+    T_DESCRIPTOR,
+    T_FOR_WALK,
+    T_INPUT,
+    T_LEVEL,
+    T_PA,
+    T_PLACE,
+    T_STAGE,
+    TRACK,
+)
 from shadowmmu.compiled import U64, Words
 from shadowmmu.errors import InputError
 from shadowmmu.formats.context import TranslationContext
@@ -122,15 +133,15 @@ def descriptor_text(stage: int, level: int, descriptor: int) -> tuple[Layout, st
 
 def step_row(step: list[int]) -> Row:
     """One descriptor read."""
-    stage, level, descriptor = step[acc.S_STAGE], step[acc.S_LEVEL] - 2, step[acc.S_DESCRIPTOR]
+    stage, level, descriptor = step[T_STAGE], step[T_LEVEL] - 1, step[T_DESCRIPTOR]
     layout, text = descriptor_text(stage, level, descriptor)
     return {
         "stage": stage,
         "level": level,
-        "input": step[acc.S_INPUT],
-        "at": step[acc.S_PLACE],
-        "pa": step[acc.S_PA],
-        "for_stage1_walk": bool(step[acc.S_FOR_WALK]),
+        "input": step[T_INPUT],
+        "at": step[T_PLACE],
+        "pa": step[T_PA],
+        "for_stage1_walk": bool(step[T_FOR_WALK]),
         "descriptor": descriptor,
         "fields": layout.decode(descriptor),
         "text": text,
@@ -217,7 +228,7 @@ def translation_report(source: TranslationContext, va: int, operation_name: str,
     Raises InputError for an unknown operation. Changes no memory.
     """
     operation = operation_of(operation_name)
-    steps = np.zeros((acc.MAX_STEPS, acc.STEP), np.uint64)
+    steps = np.zeros((LONGEST, TRACK), np.uint64)
     counts, answer = np.zeros(acc.FACTS, np.int64), np.zeros(ans.ANSWER, np.uint64)
     n = acc.recount(source.memory, source.row, source.machine, operation, U64(va), steps, counts, answer)
     facts, out = counts.tolist(), answer.tolist()
@@ -227,8 +238,7 @@ def translation_report(source: TranslationContext, va: int, operation_name: str,
     lines = [f"{r['register']:<10} {r['value']:#018x}  {r['text']}".rstrip() for r in registers]
     lines += ["", *regime_lines(facts), "", "descriptors read" if rows else "no descriptor read"]
     lines += [step_line(row) for row in rows]
-    final = [row for row in rows if row["stage"] == 1]
-    if final and final[-1]["text"].startswith(("page", "block")):
+    if facts[acc.P_KNOWN]:
         lines.append(permission_line(facts))
     lines += ["", OPERATIONS[operation], *outcome_lines(out, OPERATIONS[operation].startswith("AT"), fault)]
     data: Row = {

@@ -207,6 +207,7 @@ TLBI_IPAS2: Final = Layout(
     "TLBI IPAS2E1 operand",
     "Arm ARM C5.5",
     Field("IPA", 0, 36, "IPA, bits 47:12"),
+    Field("IPA_HIGH", 36, 4, "IPA, bits 51:48, where addresses have 52 bits"),
     Field("TTL", 44, 4, "granule (bits 3:2) and level (bits 1:0) of the leaf"),
     Field("NS", 63, 1, "IPA space"),
 )

@@ -22,6 +22,7 @@ from typing import Final
 
 from shadowmmu.arch import bbm_rules as rules
 from shadowmmu.arch.bbm_cleaning import (
+    CLEAN,
     VISIBLE,
     Break,
     barrier,
@@ -231,6 +232,9 @@ class Checker:
             broken = self._start(thread, base, table, 0, NOTHING)
             broken.state = VISIBLE  # no write has to become visible
             self._take_out(table, broken)
+            if not broken.left:  # nothing there could be cached
+                broken.state, broken.combined = CLEAN, []
+            self._settle(broken)
             self._locks.pop(base, None)
 
     def protect(self, thread: int, base: int, lock: int) -> None:

@@ -110,17 +110,17 @@ def _drops(scope: Scope, remnant: Remnant) -> bool:
     return bool(must_drop(scope, remnant.tag, remnant.begin))
 
 
-def _left_after(scope: Scope, remnants: list[Remnant]) -> list[Remnant]:
-    """What is left after a TLBI: an entry below a table entry that stays may come back. Tables come first."""
-    left: list[Remnant] = []
+def _dropped(scope: Scope, left: list[Remnant]) -> list[Remnant]:
+    """What a TLBI takes away for good: an entry below a table entry that stays may come back."""
+    dropped: list[Remnant] = []
     tables: list[Remnant] = []
-    for remnant in remnants:
+    for remnant in left:  # tables come before what is below them
         back = any(t.vmid == remnant.vmid and t.start <= remnant.start < t.start + t.size for t in tables)
-        if back or not _drops(scope, remnant):
-            left.append(remnant)
-            if ENTRY_TAG["KIND"].get(int(remnant.tag)) & TABLE:
-                tables.append(remnant)
-    return left
+        if not back and _drops(scope, remnant):
+            dropped.append(remnant)
+        elif ENTRY_TAG["KIND"].get(int(remnant.tag)) & TABLE:
+            tables.append(remnant)
+    return dropped
 
 
 WRITTEN: Final = 0
@@ -145,8 +145,8 @@ class Break:
     """Of this stage, tables before what is below them; in state COMBINED, the combined ones."""
     combined: list[Remnant] = field(default_factory=list)
     state: int = WRITTEN
-    issued: dict[int, int] = field(default_factory=dict)
-    """Threads whose TLBI awaits its DSB, with the domain the DSB must reach."""
+    issued: dict[int, dict[Remnant, int]] = field(default_factory=dict)
+    """By thread, what its TLBIs take away at its next DSB, with the domain the DSB must reach."""
     below: set[int] = field(default_factory=set)
     """Entries in the tables taken out that were being cleaned on their own, by address."""
     local: bool = False
@@ -167,14 +167,18 @@ class Break:
             if thread == self.thread and dsb.stores and dsb.domain != NON_SHAREABLE:
                 self.state = VISIBLE
             return
-        domain = self.issued.get(thread)
-        if domain is None or not (dsb.loads and dsb.stores) or dsb.domain < domain:
+        if not (dsb.loads and dsb.stores):
             return
-        del self.issued[thread]
-        if self.left or self.issued:
-            return
-        self.state = COMBINED if self.combined else CLEAN
-        self.left, self.combined = self.combined, []
+        issued = self.issued.pop(thread, {})
+        waiting = {remnant: domain for remnant, domain in issued.items() if domain > dsb.domain}
+        if waiting:
+            self.issued[thread] = waiting
+        gone = issued.keys() - waiting.keys()
+        self.left = [remnant for remnant in self.left if remnant not in gone]
+        self.combined = [remnant for remnant in self.combined if remnant not in gone]
+        if not self.left:
+            self.state = COMBINED if self.combined else CLEAN
+            self.left, self.combined = self.combined, []
 
     def on_tlbi(self, thread: int, scope: Scope, broadcast: bool) -> bool:
         """A TLBI of ``thread``; whether it did something that a DSB of the thread must complete.
@@ -183,17 +187,18 @@ class Break:
         """
         if self.state not in (VISIBLE, COMBINED):
             return False
-        left, combined = _left_after(scope, self.left), self.combined
+        dropped = _dropped(scope, self.left)
         if scope.stages == BOTH:
-            held = {remnant.vmid for remnant in left}
-            combined = [r for r in combined if r.vmid in held or not _drops(scope, r)]
-        if left == self.left and combined == self.combined:
+            held = {remnant.vmid for remnant in set(self.left) - set(dropped)}
+            dropped += [r for r in self.combined if r.vmid not in held and _drops(scope, r)]
+        if not dropped:
             return False
         if broadcast and scope.domain == NON_SHAREABLE:
             self.local = True
             return False
-        self.left, self.combined = left, combined
-        self.issued[thread] = max(self.issued.get(thread, NON_SHAREABLE), scope.domain)
+        issued = self.issued.setdefault(thread, {})
+        for remnant in dropped:
+            issued[remnant] = min(issued.get(remnant, scope.domain), scope.domain)
         return True
 
     def missing(self) -> tuple[str, ...]:
@@ -201,27 +206,33 @@ class Break:
         steps = []
         if self.state == WRITTEN:
             steps.append(f"DSB by thread {self.thread}")
-        if self.left:
-            local = " (the one seen was not broadcast)" if self.local else ""
-            steps.append(self._tlbi_needed() + local)
-        if self.left or self.issued:
+        issued = {remnant for each in self.issued.values() for remnant in each}
+        left = [remnant for remnant in self.left if remnant not in issued]
+        combined = [remnant for remnant in self.combined if remnant not in issued]
+        if left:
+            steps += [self._tlbi_needed(left), "DSB"]
+        elif self.left:
             steps.append(self._dsb_needed())
-        if self.combined:
-            unless = ", unless the first was for both stages" if self.left else ""
+        if combined:
+            unless = ", unless the first is for both stages" if left else ""
             steps += [f"broadcast TLBI VMALLE1{unless}", "DSB"]
         steps += [f"the sequence of the entry at {pa:#x} below" for pa in sorted(self.below)]
         return tuple(steps)
 
-    def _tlbi_needed(self) -> str:
+    def _tlbi_needed(self, left: list[Remnant]) -> str:
+        local = " (the one seen was not broadcast)" if self.local else ""
         if self.state == COMBINED:
-            return "broadcast TLBI VMALLE1"
-        start = min(r.start for r in self.left)
-        end = max(r.start + r.size for r in self.left)
-        return f"broadcast TLBI for {'IPA' if self.tree.stage == 2 else 'VA'} {start:#x} +{end - start:#x}"
+            return "broadcast TLBI VMALLE1" + local
+        start = min(r.start for r in left)
+        size = max(r.start + r.size for r in left) - start
+        return f"broadcast TLBI for {'IPA' if self.tree.stage == 2 else 'VA'} {start:#x} +{size:#x}{local}"
 
     def _dsb_needed(self) -> str:
-        waiting = [f"thread {t} ({DOMAIN_NAMES[d]})" for t, d in sorted(self.issued.items())]
-        return "DSB by " + ", ".join(waiting) if waiting and not self.left else "DSB"
+        waiting = [
+            f"thread {thread} ({DOMAIN_NAMES[max(issued.values())]})"
+            for thread, issued in sorted(self.issued.items())
+        ]
+        return "DSB by " + ", ".join(waiting)
 
 
 def hardware_update(old: int, new: int, tree: Tree) -> bool:

@@ -1,9 +1,9 @@
 """The trace text of casemate: an S-expression for each write, barrier, TLBI, register write, hint and lock.
 
 A record is ``(NAME (id N) (tid N) FIELDS... (src "FILE:LINE"))``; fields are ``(key value)`` or, in condensed
-traces, the bare values in the same order. Numbers are decimal in ``id`` and ``tid`` and hexadecimal elsewhere,
-with or without ``0x``: writers of different age differ, readers take both, this one writes it. A line that
-begins with ``!`` between records is what the checker said.
+traces, the bare values in the same order. Numbers are decimal in ``id`` and ``tid`` and hexadecimal
+elsewhere, with or without ``0x``: writers of different age differ, readers take both, this one writes it.
+A line that begins with ``!`` between records is what the checker said.
 
 Learnt from rems-project/casemate, release 3: the writer ``src/lib/src/trace.c`` at 049c3fef, the reader
 ``src/casemate-check-c/src/parser.c`` at 0683eed7, and stored logs up to cde6a9d9, which have the context

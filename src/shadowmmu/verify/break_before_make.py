@@ -6,6 +6,7 @@ were. Hints that name the owner of a page are not needed: trees are found by wal
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from shadowmmu.arch.bbm import Checker
@@ -54,14 +55,16 @@ class _Threads:
 
 
 def check_trace(trace: Trace, checker: Checker, registers: Words | None = None) -> Checker:
-    """Feed every record of ``trace`` to ``checker`` and give it back.
+    """Feed every record of ``trace`` to ``checker`` and give it back; violations carry the record's number.
 
-    Event numbers of violations are those of the checker: a record that sets a range counts once a word.
     ``registers``: a context row, by default ``found_registers``.
     """
     threads = _Threads(checker, found_registers() if registers is None else registers)
     for record in trace.records:
+        before = len(checker.violations)
         _feed(record, checker, threads)
+        found = [replace(each, event=record.number) for each in checker.violations[before:]]
+        checker.violations[before:] = found
     return checker
 
 

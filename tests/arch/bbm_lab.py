@@ -64,10 +64,10 @@ def registers(kind: str, page_shift: int, base: int, number: int = VMID) -> Any:
         tcr = TCR_EL1.encode(T0SZ=16, TG0=code, IPS=5, EPD1=1)
         on = SCTLR_EL1.encode(M=1)
         return context(
-            TTBR0_EL1=base | number << 48, TCR_EL1=tcr, SCTLR_EL1=on, MAIR_EL1=0xFF04, **stage1_off
+            TTBR0_EL1=base | number << 48, TCR_EL1=tcr, SCTLR_EL1=on, MAIR_EL1=0x04FF, **stage1_off
         )
     tcr = TCR_EL2.encode(T0SZ=16, TG0=code, PS=5)
-    return context(TTBR0_EL2=base, TCR_EL2=tcr, SCTLR_EL2=SCTLR_EL1.encode(M=1), MAIR_EL2=0xFF04)
+    return context(TTBR0_EL2=base, TCR_EL2=tcr, SCTLR_EL2=SCTLR_EL1.encode(M=1), MAIR_EL2=0x04FF)
 
 
 def scene(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shadowmmu.formats import casemate
 from shadowmmu.formats.casemate import (
     _BARE,
     _FIELDS,
@@ -143,3 +145,9 @@ def test_damage_is_refused_or_changes_the_record(made: list[Record], data: st.Da
 def test_what_the_format_cannot_say_is_not_written(record: Record) -> None:
     with pytest.raises(ValueError, match=record.name if record.source is None else "src"):
         format_record(record)
+
+
+def test_the_example_of_the_format_runs() -> None:
+    outcome = doctest.testmod(casemate)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0

@@ -1,4 +1,4 @@
-"""Random tables and registers for Unicorn: whatever stage, granule or level reads a word, it is something."""
+"""Random tables and registers for Unicorn: whatever stage or granule reads a word, it means something."""
 
 from __future__ import annotations
 

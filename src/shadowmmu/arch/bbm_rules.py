@@ -127,6 +127,12 @@ RULES: Final = (
 )
 
 
+def rules_table() -> str:
+    """A Markdown table of the rules, from the declarations above."""
+    rows = [f"| {rule.name} | {rule.text} | {rule.clause} |" for rule in RULES]
+    return "\n".join(["| rule | what it says | source |", "|---|---|---|", *rows])
+
+
 @dataclass
 class Tree:
     """One tree of tables as the registers that name it describe it.

@@ -105,6 +105,12 @@ def test_device_memory_has_no_shareability_to_change() -> None:
     device, normal = 0x8000_04C3, 0x8000_04FF
     assert rules.needs_break(tree, 3, device, device | 3 << 8) is None
     assert rules.needs_break(tree, 3, normal, normal | 3 << 8) is rules.SHAREABILITY
+    tree.fwb = True
+    forced = 0x8000_04E3  # MemAttr 0b1000: Device with FWB, Write-Through without
+    assert rules.needs_break(tree, 3, forced, forced | 3 << 8) is None
+    stage1 = rules.a_tree(stage=1)
+    stage1.mair = 0x04
+    assert rules.needs_break(stage1, 3, 0x8000_0403, 0x8000_0703) is None
 
 
 POLICIES = {"NC": (4,), "WT": (1, 2, 3, 8, 9, 10, 11), "WB": (5, 6, 7, 12, 13, 14, 15)}

@@ -27,7 +27,7 @@ from shadowmmu.arch.regime import (
     table_address,
 )
 from shadowmmu.arch.stage1 import STAGE1_LEAF
-from shadowmmu.arch.stage2 import AF, STAGE2_LEAF, TABLE, VALID, leaf_fault
+from shadowmmu.arch.stage2 import AF, STAGE2_LEAF, TABLE, VALID, device_type, leaf_fault
 from shadowmmu.arch.tlbi_scope import EL2, EL10
 from shadowmmu.compiled import U64, Word, kernel
 
@@ -216,9 +216,11 @@ def shareability(tree: Tree, descriptor: int) -> int:
     if tree.geometry.wide == OA52_DS:
         return 0
     kind = memory_type(tree, descriptor)
-    device = isinstance(kind, int) and (
-        kind < 4 if tree.stage == 2 else tree.mair is not None and kind < 0x10
-    )
+    device = False
+    if tree.stage == 2:
+        device = device_type(U64(descriptor), tree.fwb)
+    elif tree.mair is not None:
+        device = isinstance(kind, int) and kind < 0x10
     return 0 if device else STAGE2_LEAF["SH"].get(descriptor)
 
 

@@ -1,4 +1,4 @@
-"""The page docs/break-before-make.md: its table is the declaration, its example runs; so do the docstrings."""
+"""The page docs/break-before-make.md: its table is the declaration, its example runs; docstrings too."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from unicorn_lab import TABLES, Batch, random_batch
 
 from shadowmmu.arch import operation as op
 from shadowmmu.arch.answer import A_FAULT, A_HPFAR, A_PA, A_PAR, A_TARGET, ANSWER, answers
-from shadowmmu.arch.context import context
+from shadowmmu.arch.context import C_SCTLR_EL1, context
+from shadowmmu.arch.fault import ACCESS_FLAG, EXTERNAL, NONE, PERMISSION
 from shadowmmu.arch.registers import HCR_EL2, TCR_EL1, VTCR_EL2
 from shadowmmu.arch.translate import Account, translate
 from shadowmmu.compiled import INTERPRETED, U64, Words, kernel
@@ -82,6 +83,21 @@ def test_fetches_agree_on_whether_and_at_which_stage(oracle: UnicornOracle) -> N
     assert 0 < np.count_nonzero(got[:, A_TARGET] == 0) < len(va)
 
 
+def test_loads_and_stores_agree_on_whether_and_where(oracle: UnicornOracle) -> None:
+    kinds = tuple(each + store for each in (op.LOAD_EL1, op.LOAD_EL0, op.LOAD_EL2) for store in (0, 1))
+    batch = random_batch(oracle.memory, np.random.default_rng(3), kinds, CONTEXTS // 2, QUERIES)
+    got, want = oracle.ask(*batch), wanted(oracle, batch)
+    kind = want[:, A_FAULT] & U64(0xFF)
+    off = batch.rows[batch.context_of, C_SCTLR_EL1] & U64(1) == 0  # the deviation "stage 1 off"
+    translated = np.isin(kind, (NONE, EXTERNAL)) & ~(off & (want[:, A_PA] >> U64(44) != 0))
+    refused = np.isin(kind, (ACCESS_FLAG, PERMISSION))
+    s1ptw = want[:, A_FAULT] >> U64(24) != 0
+    assert (got[translated, A_TARGET] == 0).all()
+    assert (got[translated, A_PA] == want[translated, A_PA]).all()
+    assert (got[refused & ~s1ptw, A_TARGET] != 0).all()
+    assert min(np.count_nonzero(translated), np.count_nonzero(refused)) > len(kind) // 50
+
+
 def identity(oracle: UnicornOracle, leaf: int = 0x0020_0000 | 0x401 | 3 << 8) -> Words:
     """4K granule, 39 bits, one level-2 block at VA 0x20_0000: registers of a tree made by hand."""
     root, middle = TABLES, TABLES + 0x1000
@@ -121,7 +137,7 @@ def test_a_stage_2_fault_tells_its_ipa(oracle: UnicornOracle) -> None:
     assert int(answer[A_HPFAR]) == TABLES >> 12 << 4  # the walk's own table is not mapped
 
 
-@pytest.mark.parametrize("operation", [op.LOAD_EL1, op.ATOMIC_EL0, op.AT_S1E1A, op.LOAD_EL2])
+@pytest.mark.parametrize("operation", [op.ATOMIC_EL1, op.ATOMIC_EL0, op.AT_S1E1A, op.FETCH_EL2])
 def test_operations_that_unicorn_lacks_are_refused(oracle: UnicornOracle, operation: int) -> None:
     with pytest.raises(InputError, match=op.NAMES[operation]):
         ask(oracle, identity(oracle), operation, 0)

@@ -5,7 +5,8 @@
         answers = oracle.ask(contexts, context_of, operations, va)
 
 The machine's memory is one array that Unicorn and ``arch`` both walk. A few instructions at the end of it run
-at EL3, stage 1 off, and execute AT instructions in a loop; a fetch is a return to EL1 or EL0 at the VA.
+at EL3, stage 1 off, and execute AT instructions in a loop; a fetch is a return to EL1 or EL0 at the VA; loads
+and stores are what the emulator's memory access makes of a VA at that level (``uc_vmem_translate``).
 Unicorn starts at EL1 and takes no exceptions; it lets PSTATE be set to anything, so an ERET gets to EL3.
 
 Unicorn 2.1 descends from QEMU 5.0: what it lacks is in ``UNSUPPORTED``, where it is wrong in ``DEVIATIONS``,
@@ -14,6 +15,7 @@ what its CPU implements in ``MACHINE``. Needs the optional package ``unicorn`` (
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -23,7 +25,7 @@ import numpy.typing as npt
 
 from shadowmmu.arch import context as c
 from shadowmmu.arch import operation as op
-from shadowmmu.arch.answer import A_FAULT, A_HPFAR, A_PAR, A_TARGET, ANSWER
+from shadowmmu.arch.answer import A_FAULT, A_HPFAR, A_PA, A_PAR, A_TARGET, ANSWER
 from shadowmmu.arch.context import implementation
 from shadowmmu.arch.fault import ADDRESS_SIZE, EXTERNAL_WALK, TRANSLATION
 from shadowmmu.arch.registers import HCR_EL2, PAR_FAULT, PAR_SUCCESS, PSTATE, TCR_EL1, TCR_EL2, VTCR_EL2
@@ -49,7 +51,9 @@ UNSUPPORTED: Final = (
     Remark("hardware updates", "HA, HD: descriptors are never written", "FEAT_HAFDBS came with QEMU 8.0"),
     Remark("FWB", "HCR_EL2.FWB", "FEAT_S2FWB came with QEMU 7.0"),
     Remark("AT S1E1A, S1E2A", "AT without permission checks", "FEAT_ATS1A is of 2022"),
-    Remark("loads and stores", "accesses that need code mapped in the tested regime", "not done here yet"),
+    Remark("syndromes", "ESR and FAR of an access; HPFAR of a load or store", "no exception is delivered"),
+    Remark("atomics", "load and store in one instruction", "loads and stores are translated, not executed"),
+    Remark("EL2&0", "HCR_EL2.E2H", "AT of QEMU 5.0 does not know the regime"),
     Remark("TLB", "stale entries are no evidence", "the emulator's TLB caches whole translations, untagged"),
 )
 """What is refused, or must not be asked."""
@@ -68,8 +72,19 @@ DEVIATIONS: Final = (
 _SCR: Final = 0x5B1
 """SCR_EL3: Non-secure below, HVC, AArch64 at EL2, the RES1 bits."""
 _EL3H: Final = 0x3CD
-_MODES: Final = {op.FETCH_EL1: 0x3C5, op.FETCH_EL0: 0x3C0}
-"""SPSR of the level a fetch returns to, interrupts masked."""
+_EL2H, _EL1H, _EL0 = 0x3C9, 0x3C5, 0x3C0
+"""SPSR of the level to return to, interrupts masked."""
+_MODES: Final = {op.FETCH_EL1: _EL1H, op.FETCH_EL0: _EL0}
+_READ, _WRITE = 1, 2
+_ACCESSES: Final = {
+    op.LOAD_EL1: (_EL1H, _READ),
+    op.LOAD_EL1 + 1: (_EL1H, _WRITE),
+    op.LOAD_EL0: (_EL0, _READ),
+    op.LOAD_EL0 + 1: (_EL0, _WRITE),
+    op.LOAD_EL2: (_EL2H, _READ),
+    op.LOAD_EL2 + 1: (_EL2H, _WRITE),
+}
+"""Level and kind of the loads and stores."""
 _FRAME: Final = 0x1000
 _OWN: Final = 12 << 20
 _LOOP, _QUERIES, _RESULTS = 0x1000, 1 << 20, 9 << 20
@@ -78,6 +93,8 @@ _BATCH: Final = 1 << 18
 _NO_IPA: Final = 0xFFF << 32
 """A value of HPFAR_EL2 that no fault leaves: there is no memory there."""
 _UNREAD: Final = -1
+_NOWHERE: Final = 0xDEAD_0000
+"""A VA at which nothing is executed."""
 
 _AT: Final = {
     **{op.AT_S1E1R + i: (0, 8, i) for i in range(4)},
@@ -122,7 +139,8 @@ _TAIL: Final = (
     0xF8008445,  # str x5, [x2], #8
     0xF1000421,  # subs x1, x1, #1
 )
-_TLBI_ALLE1: Final = 0xD50C879F
+_ENTRY: Final = (_ERET, 0xD50C879F, 0xD50C871F)
+"""eret; tlbi ALLE1, tlbi ALLE2. Only after an ERET does the translator know the level it is at."""
 
 
 def _program() -> tuple[list[int], dict[int, int], int]:
@@ -166,6 +184,23 @@ def _import() -> Any:
     except ImportError as error:
         raise InputError("the package unicorn is not installed: pip install 'shadowmmu[oracle]'") from error
     return unicorn
+
+
+def _vmem_translate() -> Any:
+    """The C function of that name: engine, VA, kind of access, where to put the PA; 0 or an error.
+
+    The Python binding of 2.1.4 has no method for it, so this is bound to its library. Raises InputError.
+    """
+    from unicorn.unicorn_py3.unicorn import uclib
+
+    try:
+        function = uclib.uc_vmem_translate
+    except AttributeError as error:
+        raise InputError("this Unicorn has no uc_vmem_translate: expected 2.1.2 or newer") from error
+    pointer = ctypes.POINTER(ctypes.c_uint64)
+    function.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, pointer)
+    function.restype = ctypes.c_int
+    return function
 
 
 def fault_of_par(par: Words) -> Words:
@@ -241,24 +276,25 @@ class UnicornOracle:
         self._uc.hook_add(self._unicorn.UC_HOOK_INTR, self._on_exception)
         code, self._places, self._end = _program()
         words = self.memory.view(np.uint32)
-        words[self.free_bytes >> 2 :][:2] = _TLBI_ALLE1, _ERET
+        words[self.free_bytes >> 2 :][: len(_ENTRY)] = _ENTRY
         words[self.free_bytes + _LOOP >> 2 :][: len(code)] = code
         self._set("SCR_EL3", _SCR)
+        self._vmem_translate = _vmem_translate()
 
     def ask(
         self, contexts: Words, context_of: Words | Counts, operations: Words | Counts, va: Words
     ) -> Words:
         """One row as ``arch.answer`` has it for each query: an operation on a VA under a row of ``contexts``.
 
-        An AT gives PAR and FAULT. A fetch gives TARGET_EL, 0 where it succeeds, and HPFAR with a target of 2;
-        Unicorn does not tell the syndrome, and no exception level: 1 stands for "not a stage-2 fault". Raises
-        InputError for what is ``UNSUPPORTED``.
+        An AT gives PAR and FAULT. An access gives TARGET_EL, 0 where it is translated: of a fetch 2 and HPFAR
+        for a stage-2 fault, else 1; of a load or store 1, or at EL2 2, whatever the stage, and PA where it is
+        translated. Raises InputError for what is ``UNSUPPORTED``.
         """
         for number, row in enumerate(contexts):
             unknown = _unknown_to(row)
             if unknown:
                 raise InputError(f"context {number}: Unicorn does not have {unknown}")
-        known = np.isin(operations, [*_AT, *_MODES])
+        known = np.isin(operations, [*_AT, *_MODES, *_ACCESSES])
         if not known.all():
             name = op.NAMES[int(np.asarray(operations)[~known][0])]
             raise InputError(f"Unicorn cannot be asked for: {name}")
@@ -266,18 +302,29 @@ class UnicornOracle:
         fetches = np.isin(operations, list(_MODES))
         if (va[fetches] & U64(3)).any():
             raise InputError("a fetch is from a multiple of 4")
-        for number in np.unique(context_of):
-            self._load(contexts[number])
-            mine = np.asarray(context_of) == number
-            ats = np.flatnonzero(mine & ~fetches)
-            for start in range(0, len(ats), _BATCH):
-                part = ats[start : start + _BATCH]
-                answers[part, A_PAR] = self._translate(np.asarray(operations)[part], va[part])
-            for query in np.flatnonzero(mine & fetches):
-                self._fetch(int(operations[query]), int(va[query]), answers[query])
-        at = ~fetches
+        order = np.lexsort((operations, context_of))
+        changes = np.flatnonzero(np.diff(np.asarray(context_of)[order])) + 1
+        for mine in np.split(order, changes):
+            if len(mine):
+                self._load(contexts[int(context_of[mine[0]])])
+                self._answer(mine, np.asarray(operations, np.int64), va, answers)
+        at = np.isin(operations, list(_AT))
         answers[at, A_FAULT] = fault_of_par(answers[at, A_PAR])
         return answers
+
+    def _answer(self, mine: Any, operations: Counts, va: Words, answers: Words) -> None:
+        """The queries ``mine`` of one context."""
+        ats = mine[np.isin(operations[mine], list(_AT))]
+        for start in range(0, len(ats), _BATCH):
+            part = ats[start : start + _BATCH]
+            answers[part, A_PAR] = self._translate(operations[part], va[part])
+        for operation in _MODES:
+            for query in mine[operations[mine] == operation]:
+                self._fetch(operation, int(va[query]), answers[query])
+        for operation in _ACCESSES:
+            part = mine[operations[mine] == operation]
+            if len(part):
+                self._access(operation, va[part], answers, part)
 
     def _load(self, row: Words) -> None:
         for column, name in enumerate(c.COLUMNS):
@@ -288,13 +335,13 @@ class UnicornOracle:
     def _set(self, name: str, value: int) -> None:
         self._uc.reg_write(self._names.UC_ARM64_REG_CP_REG, (*_key(name), value))
 
-    def _run(self, mode: int, at: int, start: int, until: int, count: int = 0) -> None:
-        """Return from EL3 to ``mode`` at ``at``: from ``start``, as far as ``until``."""
+    def _run(self, mode: int, at: int, until: int, count: int = 0) -> None:
+        """Return from EL3 to ``mode`` at ``at``, by the entry's ERET, and go as far as ``until``."""
         self._uc.reg_write(self._names.UC_ARM64_REG_PSTATE, _EL3H)
         self._set("SPSR_EL3", mode | self._pan)
         for name in ("ELR_EL1", "ELR_EL2", "ELR_EL3"):  # the translator's idea of the level decides
             self._set(name, at)
-        self._uc.emu_start(start, until, count=count)
+        self._uc.emu_start(self.free_bytes, until, count=count)
 
     def _translate(self, operations: npt.NDArray[Any], va: Words) -> Words:
         """PAR of each AT instruction."""
@@ -307,18 +354,17 @@ class UnicornOracle:
         self._uc.reg_write(names.UC_ARM64_REG_X0, self.free_bytes + _QUERIES)
         self._uc.reg_write(names.UC_ARM64_REG_X1, len(va))
         self._uc.reg_write(names.UC_ARM64_REG_X2, self.free_bytes + _RESULTS)
-        self._run(_EL3H, loop, self.free_bytes + 4, loop + self._end)
+        self._run(_EL3H, loop, loop + self._end)
         return found.copy()
 
     def _fetch(self, operation: int, va: int, answer: Words) -> None:
         """Return to ``va`` and see whether an instruction can be had there; none is executed."""
-        loop = self.free_bytes + _LOOP
-        self._run(_EL3H, loop, self.free_bytes, self.free_bytes + 4)
+        self._forget()
         self._set("HPFAR_EL2", _NO_IPA)
         self._fetched, self._ipa = False, _UNREAD
         hook = self._uc.hook_add(self._unicorn.UC_HOOK_CODE, self._on_instruction, begin=va, end=va)
         try:
-            self._run(_MODES[operation], va, self.free_bytes + 4, loop, count=2)
+            self._run(_MODES[operation], va, self.free_bytes + _LOOP, count=2)
         except self._unicorn.UcError:
             pass  # it translates, to where there is no memory
         finally:
@@ -328,6 +374,23 @@ class UnicornOracle:
         second = self._ipa not in (_UNREAD, _NO_IPA)
         answer[A_TARGET] = 2 if second else 1
         answer[A_HPFAR] = self._ipa if second else 0
+
+    def _access(self, operation: int, va: Words, answers: Words, where: Counts) -> None:
+        """What the emulator's own loads or stores at some level make of these VAs."""
+        mode, kind = _ACCESSES[operation]
+        self._forget()
+        self._run(mode, _NOWHERE, _NOWHERE, count=1)
+        pa = ctypes.c_uint64()
+        for query, each in zip(where, va.tolist(), strict=True):
+            if self._vmem_translate(self._uc._uch, each, kind, ctypes.byref(pa)):
+                answers[query, A_TARGET] = 2 if mode == _EL2H else 1
+            else:
+                answers[query, A_PA] = pa.value
+
+    def _forget(self) -> None:
+        """Invalidate the TLBs of EL1&0 and EL2."""
+        first = self.free_bytes + 4
+        self._run(_EL3H, first, first + 4 * (len(_ENTRY) - 1))
 
     def _on_exception(self, uc: Any, number: int, data: Any) -> None:
         if self._ipa == _UNREAD:  # the first one: another may follow, of what stands behind the ERET

@@ -68,7 +68,7 @@ MUTANTS: Final = (
     _mutant(
         "E0PD ignored",
         "translate",
-        "outside_range(va, s1) or (s1.e0pd and el == 0)",
+        "outside_range(va, s1) or (s1.e0pd and access.el == 0)",
         "outside_range(va, s1)",
     ),
     _mutant("HPD ignored", "controls", "        not (hpd or indirect),", "        not indirect,"),

@@ -66,6 +66,8 @@ def test_nothing_heavy_is_imported_for_help() -> None:
         (["run", "no-such-file"], "read 'no-such-file'"),
         (["walk", "mid-block", "0x80000000", "--at", "nowhere"], "expected a line number or one of"),
         (["walk", "mid-block", "0xzz"], "expected a number"),
+        (["walk", "mid-block", "0", "--operation", "AT S1E1R"], "expected a context file"),
+        (["walk", "--context", "gone.ctx", "0"], "expected a context file"),
         (["compare", "--leaves"], "--leaves"),
     ],
 )
@@ -145,6 +147,54 @@ def test_run_saves_its_witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     assert code_of(["run", "mid-block", "--design", "rbtree_2024"]) == cli.REFUTED
     assert (tmp_path / cli.WITNESS_FILE).exists()
+
+
+CONTEXT = """HCR_EL2 0x80000001
+SCTLR_EL1 0x30d00805
+TCR_EL1 0x500000019
+MAIR_EL1 0xff
+TTBR0_EL1 0x2000
+VTCR_EL2 0x80050059
+VTTBR_EL2 0x5000000008000
+word 0x2000 0x3003
+word 0x3000 0x4003
+word 0x4000 0x57c3
+word 0x8000 0x7fd
+"""
+
+
+def test_walk_explains_given_registers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context = tmp_path / "a.ctx"
+    context.write_text(CONTEXT)
+    cli.main(["walk", "--context", str(context), "0x123", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["operation"], found["pa"], found["par"]) == ("AT S12E1R", 0x5123, 0xFF00_0000_0000_5B80)
+    stages = "".join(str(step["stage"]) for step in found["steps"])
+    assert stages == "2121212"
+    cli.main(["walk", "--context", str(context), "0x123", "--operation", "store at EL0"])
+    printed = capsys.readouterr().out
+    assert "stage 1 permission fault, level 3 (FSC 0x0f)" in printed
+    assert "exception to EL1" in printed
+    cli.main(["walk", "--context", str(context), "0x123", "--set", "HCR_EL2=0x80000000"])
+    assert "stage 2: off" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--operation", "AT S1E9R"], "expected one of AT S1E1R"),
+        (["--set", "TCR_EL9=1"], "expected REGISTER=VALUE"),
+    ],
+)
+def test_walk_refuses_what_no_context_has(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = tmp_path / "a.ctx"
+    context.write_text(CONTEXT)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["walk", "--context", str(context), "0", *arguments])
+    assert caught.value.code == 4
+    assert message in capsys.readouterr().err
 
 
 def test_walk_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> None:

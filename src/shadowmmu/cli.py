@@ -17,6 +17,8 @@ import click
 
 from shadowmmu import __version__
 from shadowmmu.errors import InputError, UndeterminedError
+from shadowmmu.oracle_cli import oracle
+from shadowmmu.replay_cli import replay
 
 if TYPE_CHECKING:
     from shadowmmu.lab.results import Comparison, ScenarioSource, Transcript
@@ -238,28 +240,60 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
 
 
 @cli.command()
-@click.argument("scenario")
-@click.argument("nested_ipa", type=NUMBER)
+@click.argument("source")
+@click.argument("translated", metavar="ADDRESS", type=NUMBER)
 @click.option("--mmu", type=NUMBER, help="Which shadow: N of nested_mmuN. The first in use by default.")
 @click.option("--at", metavar="LABEL|LINE", help="Stop after this dump, mark or line; at the end by default.")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
+@click.option("--context", "as_context", is_flag=True, help="SOURCE holds registers and memory.")
+@click.option("--operation", metavar="NAME", help="With --context: 'AT S12E1R', 'load at EL0', ...")
+@click.option("--set", "settings", multiple=True, metavar="REGISTER=VALUE", help="With --context: override.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def walk(
-    scenario: str,
-    nested_ipa: int,
+    source: str,
+    translated: int,
     mmu: int | None,
     at: str | None,
     design: str,
     ipa_bits: int,
+    as_context: bool,
+    operation: str | None,
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Explain NESTED_IPA in SCENARIO, descriptor by descriptor, through both tables."""
+    """Explain one translation of SOURCE, descriptor by descriptor; nothing is changed.
+
+    SOURCE is a scenario, and ADDRESS a nested IPA; with --context it is a context file, registers and
+    memory, and ADDRESS a virtual address.
+    """
+    if as_context:
+        show_transcript(context_walk(source, translated, operation or "AT S12E1R", settings), as_json)
+        return
+    if operation is not None or settings:
+        raise InputError("read --operation or --set without --context, expected a context file")
     from shadowmmu.lab.explain import walk_report
 
-    source = read_source(scenario)
-    transcript = walk_report(source, nested_ipa, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
+    scenario = read_source(source)
+    transcript = walk_report(scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
     show_transcript(transcript, as_json)
+
+
+def context_walk(name: str, va: int, operation: str, settings: tuple[str, ...]) -> Transcript:
+    """The account of a translation under a context file."""
+    from shadowmmu.formats.context import read_context, read_setting
+    from shadowmmu.lab.translation import translation_report
+
+    overrides = dict(read_setting(setting) for setting in settings)
+    path = Path(name)
+    try:
+        text = sys.stdin.read() if name == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"read '{name}', expected a context file: {error}") from None
+    folder = Path() if name == "-" else path.parent
+    shown = "<stdin>" if name == "-" else name
+    source = read_context(text, shown, folder, overrides)
+    return translation_report(source, va, operation, f"{operation} of {va:#x} in {shown}")
 
 
 def show_transcript(transcript: Transcript, as_json: bool) -> None:
@@ -288,6 +322,10 @@ def designs(as_json: bool) -> None:
     for design in CATALOGUE.values():
         control = "" if design.claims_safety else " (a negative control)"
         click.echo(f"{design.name:14} {design.origin}{control}\n{'':14} {design.idea}")
+
+
+cli.add_command(oracle)
+cli.add_command(replay)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -157,8 +157,10 @@ else:
             for library in self._linking_libraries:
                 if library in _ROUTINES:
                     for routine in library._final_module.functions:
-                        if not routine.is_declaration:
-                            self._final_module.get_function(routine.name).linkage = "internal"
+                        # The linker leaves out what no call reaches.
+                        with contextlib.suppress(NameError):
+                            if not routine.is_declaration:
+                                self._final_module.get_function(routine.name).linkage = "internal"
             optimize(self)
 
         return optimize_final_module

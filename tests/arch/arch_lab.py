@@ -7,9 +7,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shadowmmu.arch import fault
-from shadowmmu.arch.regime import Regime, root_base, stage2_regime, start_entries_shift, start_table_legal
+from shadowmmu.arch.regime import (
+    OA48,
+    Regime,
+    output_address,
+    root_base,
+    stage2_legal,
+    stage2_regime,
+    start_entries_shift,
+)
 from shadowmmu.arch.registers import VTCR_EL2
-from shadowmmu.arch.stage2 import output_address, stage2_walk
+from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import U64, kernel
 
 GRANULES = {"4K": 12, "64K": 16, "16K": 14}
@@ -18,6 +26,7 @@ TG0 = {name: code for code, name in enumerate(GRANULES)}
 FIRST_BLOCK = {"4K": 1, "64K": 2, "16K": 2}
 OUTPUT = {0: 32, 1: 36, 2: 40, 3: 42, 4: 44, 5: 48, 6: 52}
 """PS codes."""
+GRANULE_4K = GRANULES["4K"]
 VALID, TABLE, AF = 1, 2, 1 << 10
 ADDRESS = 0x0000_FFFF_FFFF_F000
 
@@ -49,7 +58,7 @@ def _decode(vtcr_el2: Any, pa_bits: Any, vttbr: Any, out: Any) -> None:
     out[3] = r.ia_bits
     out[4] = r.oa_bits
     out[5] = start_entries_shift(r)
-    out[6] = start_table_legal(r, pa_bits)
+    out[6] = stage2_legal(r, vtcr_el2, pa_bits, False, False)
     if out[6] != 0:
         out[7] = root_base(r, vttbr)
 
@@ -75,13 +84,15 @@ class Walked(NamedTuple):
 
 @kernel
 def _walk(mem: Any, numbers: Any, vttbr: Any, ipa: Any, out: Any) -> None:
-    r = Regime(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4])
-    w = stage2_walk(mem, r, vttbr, ipa)
-    out[0] = U64(w.fault)
+    blocks = 1 if numbers[0] == GRANULE_4K else 2
+    r = Regime(numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], OA48, blocks)
+    w = stage2_walk(mem, r, root_base(r, vttbr), ipa, False)
+    kind = stage2_fault(w, fault.READ)
+    out[0] = U64(kind if kind != fault.PERMISSION else fault.NONE)
     out[1] = U64(w.level)
     out[2] = w.descriptor
     out[3] = w.word
-    if w.fault == fault.NONE:
+    if out[0] == U64(fault.NONE):
         out[4] = output_address(r, w.descriptor, w.level, ipa)
 
 
@@ -97,6 +108,8 @@ def naive_legal(granule: str, t0sz: int, sl0: int, pa_bits: int) -> bool:
     """``AArch64.S2InvalidSL`` and the start-size check, from the Arm ARM's table of start levels."""
     level = {"4K": [2, 1, 0, None], "16K": [3, 2, 1, None], "64K": [3, 2, 1, None]}[granule][sl0]
     needs_more_than = {("4K", 0): 42, ("16K", 1): 40, ("64K", 1): 42}
+    if not 16 <= t0sz <= 39:
+        return False
     if level is None or pa_bits <= needs_more_than.get((granule, level), 0) or 64 - t0sz > pa_bits:
         return False
     per_table = 2 ** (GRANULES[granule] - 3)

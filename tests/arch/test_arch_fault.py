@@ -36,14 +36,30 @@ def test_status_code_of_each_kind_and_level(kind: int, level: int) -> None:
     assert Fault(kind, level).fsc == code
 
 
-@pytest.mark.parametrize("code", [0x10, 0x11, 0x13, 0x18, 0x21, 0x30, 0x35, 0x3F])
+@pytest.mark.parametrize("code", [0x11, 0x12, 0x18, 0x21, 0x28, 0x2A, 0x30, 0x35, 0x3F])
 def test_other_status_codes_are_no_kind_of_ours(code: int) -> None:
     assert int(fault_kind(U64(code))) == fault.NONE
 
 
+LEVEL_MINUS_1 = {fault.ADDRESS_SIZE: 0x29, fault.TRANSLATION: 0x2B, fault.EXTERNAL_WALK: 0x13}
+
+
+@pytest.mark.parametrize("kind", LEVEL_MINUS_1)
+def test_status_codes_of_level_minus_1_have_their_own_places(kind: int) -> None:
+    assert int(fault_status(kind, -1)) == LEVEL_MINUS_1[kind]
+    assert int(fault_kind(U64(LEVEL_MINUS_1[kind]))) == kind
+
+
+def test_an_external_abort_of_the_access_itself_has_no_level() -> None:
+    assert int(fault_status(fault.EXTERNAL, 0)) == 0x10
+    assert int(fault_kind(U64(0x10))) == fault.EXTERNAL
+    assert int(fault_status(fault.NONE, 2)) == 0
+
+
 def test_status_codes_are_distinct() -> None:
     codes = {Fault(kind, level).fsc for kind in FIRST_CODE for level in range(4)}
-    assert len(codes) == 20
+    codes |= {Fault(kind, -1).fsc for kind in LEVEL_MINUS_1}
+    assert len(codes) == 23
 
 
 def test_a_fault_reads_like_the_manual() -> None:

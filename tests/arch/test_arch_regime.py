@@ -6,6 +6,7 @@ import pytest
 from arch_lab import GRANULES, OUTPUT, decode, naive_legal, vtcr
 
 from shadowmmu.arch.regime import (
+    OA48,
     Regime,
     entry_size,
     first_block_level,
@@ -31,7 +32,7 @@ GOLDEN = [
     ("4K", 24, 2, 40, 0, 1, False),  # start level 0 wants more than 42 bits
     ("4K", 22, 2, 42, 0, 3, False),
     ("4K", 20, 2, 44, 0, 5, True),
-    ("4K", 16, 3, 48, -1, 0, False),
+    ("4K", 16, 3, 48, 3, 36, False),
     ("4K", 23, 1, 40, 1, 11, False),  # input beyond the machine
     ("16K", 24, 1, 48, 2, 15, True),
     ("16K", 23, 1, 48, 2, 16, False),
@@ -99,7 +100,7 @@ def test_reserved_codes() -> None:
         ("4K", 16, 2, 0x4010_1000, 0x4010_1000),
         ("4K", 21, 1, 0x4011_F000, 0x4011_0000),
         ("4K", 32, 1, 0x4010_1FFE, 0x4010_1FE0),  # four entries still take 32 bytes
-        ("4K", 33, 1, 0x4010_1FFE, 0x4010_1FE0),
+        ("4K", 33, 1, 0x4010_1FFE, 0x4010_1FF0),  # two take 16
         ("64K", 20, 2, 0xFFFF_FFFF_FFFE, 0xFFFF_FFFF_FFE0),
         ("16K", 24, 1, 0x401F_FFFE, 0x401C_0000),
     ],
@@ -113,10 +114,10 @@ def test_base_of_the_start_tables(granule: str, t0sz: int, sl0: int, vttbr: int,
     [(12, [39, 30, 21, 12], 1), (14, [47, 36, 25, 14], 2), (16, [55, 42, 29, 16], 2)],
 )
 def test_what_an_entry_covers(page_shift: int, sizes: list[int], first: int) -> None:
-    r = Regime(page_shift, page_shift - 3, 0, 48, 48)
+    r = Regime(page_shift, page_shift - 3, 0, 48, 48, OA48, first)
     assert [int(level_shift(r, level)) for level in range(4)] == sizes
     assert [int(entry_size(r, level)) for level in range(4)] == [1 << size for size in sizes]
-    assert int(first_block_level(r)) == first
+    assert int(first_block_level(page_shift, OA48, 48)) == first
 
 
 @pytest.mark.parametrize(

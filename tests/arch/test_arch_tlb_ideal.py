@@ -13,6 +13,7 @@ from tlb_lab import Held, Pe, Tlbi, entries, held, ids, ipas, tlbis, vas
 from shadowmmu.arch import fault, tlb_ideal
 from shadowmmu.arch.tlb import TABLE, Key, entry, key
 from shadowmmu.arch.tlb_ideal import (
+    END,
     FULL,
     NOT_KEPT,
     Ideal,
@@ -38,7 +39,9 @@ def found(tlb: Ideal, wanted: Key) -> set[Held]:
     rows = np.zeros(64, np.int64)
     hits = ideal_lookup(tlb, wanted, rows)
     all_entries = ideal_entries(tlb)
-    return {held(all_entries[row]) for row in rows[:hits].tolist()}
+    distinct = {held(all_entries[row]) for row in rows[:hits].tolist()}
+    assert len(distinct) == hits
+    return distinct
 
 
 @st.composite
@@ -62,9 +65,12 @@ def answers(e: Held, wanted: Key) -> bool:
     )
 
 
-@given(steps=st.lists(st.one_of(entries(), entries(), tlbis(), keys()), max_size=40))
-def test_it_holds_and_finds_what_the_naive_one_does(steps: list[Held | Tlbi | Key]) -> None:
-    tlb = ideal_tlb(64)
+@given(
+    steps=st.lists(st.one_of(entries(), entries(), tlbis(), keys(), keys()), max_size=40),
+    chains=st.sampled_from([1, 128]),
+)
+def test_it_holds_and_finds_what_the_naive_one_does(steps: list[Held | Tlbi | Key], chains: int) -> None:
+    tlb = ideal_tlb(64)._replace(heads=np.full(chains, END, np.int64))
     naive: set[Held] = set()
     for step in steps:
         if isinstance(step, Held):
@@ -128,11 +134,28 @@ def test_a_block_cut_into_pages_goes_by_any_of_its_vas() -> None:
 
 @pytest.mark.parametrize(
     ("ttl", "kept"),
-    [(0b0000, False), (0b0110, False), (0b0111, True), (0b1010, True), (0b0100, False), (0b0011, False)],
+    [
+        (0b0000, False),
+        (0b0110, False),
+        (0b0101, True),
+        (0b0111, True),
+        (0b1010, True),
+        (0b0100, False),
+        (0b0011, False),
+    ],
 )
 def test_a_wrong_hint_may_leave_the_entry(ttl: int, kept: bool) -> None:
     block = page(stage1=("4K", 2), stage2=("4K", 2))
     assert bool(after([block], Tlbi("VAE1", {"VA": 0x400, "ASID": 1, "TTL": ttl}))) == kept
+
+
+def test_hints_of_stage_2_are_about_its_own_leaf() -> None:
+    block = page(stages=frozenset({2}), stage1=None, stage2=("4K", 2), input=0x8000_0000, ipa=0).normal()
+    for ttl, kept in ((0b0110, False), (0b0111, True), (0b1010, True), (0, False)):
+        assert bool(after([block], Tlbi("IPAS2E1IS", {"IPA": 0x80010, "TTL": ttl}))) == kept
+    for tg, ttl, kept in ((1, 0, False), (1, 2, False), (1, 3, True), (3, 0, True)):
+        fields = {"BaseADDR": 0x8000_0000 >> (12, 12, 14, 16)[tg], "NUM": 0, "SCALE": 0, "TG": tg, "TTL": ttl}
+        assert bool(after([block], Tlbi("RIPAS2LE1IS", fields))) == kept
 
 
 @pytest.mark.parametrize(("ttl", "left"), [(0b0111, set()), (0b0110, {2}), (0b0101, {1, 2}), (0, set())])
@@ -146,10 +169,22 @@ def test_last_level_forms_leave_walk_entries_and_asids_tag_them() -> None:
     table = page(table=True, stage1=("4K", 2), is_global=False)
     leaf = page(is_global=True, asid=0)
     other_asid = {"VA": 0x400, "ASID": 2, "TTL": 0}
-    assert after([table, leaf], Tlbi("VALE1", other_asid)) == {table.normal()}
+    assert after([table, leaf], Tlbi("VALE1", other_asid | {"ASID": 1})) == {table.normal()}
     assert after([table, leaf], Tlbi("VAE1", other_asid)) == {table.normal()}
     assert after([table, leaf], Tlbi("ASIDE1", {"ASID": 1})) == {leaf}
     assert after([table, leaf], Tlbi("VAAE1", {"VA": 0x400, "TTL": 0})) == set()
+
+
+def test_a_tlbi_by_ipa_does_not_take_a_va_for_one() -> None:
+    same = page(input=0x8000_0000)
+    assert after([same], Tlbi("IPAS2E1", {"IPA": 0x80000, "TTL": 0})) == {same}
+
+
+def test_neighbours_of_a_range_stay() -> None:
+    pages = [page(input=0x40_0000 + 4096 * n) for n in range(6)]
+    fields = {"BaseADDR": 0x402, "NUM": 0, "SCALE": 0, "TG": 1, "ASID": 1, "TTL": 0}
+    assert after(pages, Tlbi("RVAE1", fields)) == {*pages[:2], *pages[4:]}
+    assert after(pages, Tlbi("VAE1", {"VA": 0x402, "ASID": 1, "TTL": 0})) == {*pages[:2], *pages[3:]}
 
 
 def test_nxs_forms_may_leave_what_has_the_attribute() -> None:
@@ -179,6 +214,33 @@ def test_stale_and_fresh_entries_stand_side_by_side() -> None:
     assert ideal_lookup(tlb, wanted, first) == 3
     assert held(ideal_entries(tlb)[first[0]]) == new
     assert found(tlb, wanted._replace(asid=2)) == set()
+
+
+def test_sizes_that_share_a_chain_are_found_once() -> None:
+    tlb = ideal_tlb(8)._replace(heads=np.full(1, END, np.int64))
+    sizes = [page(input=0, stage1=("4K", level), stage2=("4K", level)) for level in (1, 2, 3)]
+    for e in sizes:
+        ideal_fill(tlb, e.for_kernels(), fault.NONE)
+    assert found(tlb, key(BOTH, 0x123, vmid=1, asid=1)) == {e.normal() for e in sizes}
+
+
+def test_entries_that_differ_in_any_word_are_kept_apart() -> None:
+    variants = [page(), page(output=0xA000_0000), page(ipa=0x8100_0000), page(attributes=1), page(xs=True)]
+    assert after(variants) == set(variants)
+
+
+def test_what_is_left_after_a_tlbi_is_still_found() -> None:
+    tlb = ideal_tlb(16)
+    pages = [page(input=4096 * n) for n in range(16)]
+    blocks = [page(input=0x20_0000 * n, stage1=("4K", 2), stage2=("4K", 2)) for n in range(16)]
+    for e in (*pages[:8], *blocks[:8]):
+        ideal_fill(tlb, e.for_kernels(), fault.NONE)
+    assert ideal_invalidate(tlb, Tlbi("VAE1", {"VA": 2, "ASID": 1, "TTL": 0b0111}).scope()) == 1
+    for n in range(8):
+        both = {pages[n], blocks[0]} - {pages[2]}
+        assert found(tlb, key(BOTH, 4096 * n, vmid=1, asid=1)) == both
+    for n in range(1, 8):
+        assert found(tlb, key(BOTH, 0x20_0000 * n, vmid=1, asid=1)) == {blocks[n]}
 
 
 def test_the_top_byte_of_a_va_is_no_part_of_it() -> None:

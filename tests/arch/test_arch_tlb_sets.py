@@ -31,7 +31,7 @@ from shadowmmu.arch.tlb_sets import (
     sets_tlb,
     sets_walk,
 )
-from shadowmmu.arch.tlbi_scope import BOTH, EL2, EL20, STAGE1, STAGE2, scope_of
+from shadowmmu.arch.tlbi_scope import BOTH, EL2, EL20, STAGE1, STAGE2, issuer, scope_of
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.errors import InputError
 
@@ -117,7 +117,9 @@ def test_the_least_recently_used_is_replaced() -> None:
     assert hit(tlb, 0x1000)
     fill(tlb, leaf(0x3000))
     assert [hit(tlb, va) for va in (0x1000, 0x2000, 0x3000)] == [True, False, True]
-    assert sets_counts(tlb)["evictions"] == 1
+    fill(tlb, leaf(0x4000))
+    assert [hit(tlb, va) for va in (0x1000, 0x3000, 0x4000)] == [False, True, True]
+    assert sets_counts(tlb)["evictions"] == 2
 
 
 def test_round_robin_does_not_look_at_use() -> None:
@@ -155,8 +157,9 @@ def test_sets_are_chosen_by_the_bits_above_the_size() -> None:
 
 def test_a_later_fill_for_the_same_input_takes_the_place_of_the_earlier() -> None:
     tlb = sets_tlb(ONE_SET)
-    fill(tlb, leaf(0x1000), leaf(0x1000, output=0xA000_0000), leaf(0x2000))
+    fill(tlb, leaf(0x1000)._replace(xs=True), leaf(0x1000, output=0xA000_0000), leaf(0x2000))
     assert sets_counts(tlb)["evictions"] == 0
+    assert not any(e.xs for e in sets_entries(tlb))
     assert {int(e.output) for e in sets_entries(tlb)} == {0xA000_0000, 0x9000_0000}
 
 
@@ -170,6 +173,13 @@ def test_the_micro_tlb_is_asked_first_and_filled_from_the_main_one() -> None:
     assert sets_invalidate(tlb, scope_of("ALLE1", 0)) == 3
     assert sets_counts(tlb)["invalidated"] == 3
     assert not hit(tlb, 0x1000)
+
+
+def test_what_is_left_after_a_tlbi_still_hits() -> None:
+    tlb = sets_tlb(SMALL)
+    fill(tlb, leaf(0x1000), leaf(0x2000))
+    assert sets_invalidate(tlb, scope_of("VALE1", 1 << 48 | 1, issuer(vttbr=1 << 48))) == 2
+    assert [hit(tlb, 0x1000), hit(tlb, 0x2000)] == [False, True]
 
 
 def table(level: int, kind: int = BOTH, granule: int = 12) -> Entry:

@@ -259,12 +259,13 @@ LEAF_LEVELS = {"4K": (0, 1, 2, 3), "16K": (1, 2, 3), "64K": (1, 2, 3)}
 TABLE_LEVELS = {"4K": (-1, 0, 1, 2), "16K": (0, 1, 2), "64K": (1, 2)}
 granules = st.sampled_from(["4K", "4K", "16K", "64K"])
 ids = st.integers(1, 2)
-OFFSETS = (0, 0x1000, 0x4000, 0x1_0000, 0x20_0000, 0x3F_F000, 0x200_0000, 0x4000_0000)
-LOW_VAS = tuple(0x0000_1234_4000_0000 + offset for offset in OFFSETS)
+OFFSETS = (0, 0x1000, 0x1_0000, 0x20_0000, 0x3F_F000, 0x4000_0000)
+IPAS = tuple(0x8000_0000 + offset for offset in OFFSETS)
 HIGH_VAS = tuple(0xFFFF_8000_4000_0000 + offset for offset in OFFSETS)
-TOP_VAS = tuple(TOP - offset for offset in (0x1000, 0x20_0000, 0x4000_0000))
-vas = st.sampled_from(LOW_VAS + HIGH_VAS + TOP_VAS)
-ipas = st.sampled_from([0x8000_0000 + offset for offset in OFFSETS] + [0xF_0000_8000_0000])
+TOP_VAS = (TOP - 0x1000, TOP - 0x20_0000)
+vas = st.sampled_from(IPAS + IPAS + HIGH_VAS + TOP_VAS)
+"""The same numbers as IPAs too: a TLBI must not take one for the other."""
+ipas = st.sampled_from((*IPAS, *IPAS, 0xF_0000_8000_0000))
 outputs = st.sampled_from([0x40_0000_0000, 0x80_0000_0000])
 
 
@@ -323,6 +324,8 @@ def tlbis(draw: st.DrawFn) -> Tlbi:
         fields[each.name] = draw(st.integers(0, (1 << each.width) - 1))
     if "ASID" in fields:
         fields["ASID"] = draw(ids)
+    if "TTL" in fields and "BaseADDR" not in fields:
+        fields["TTL"] = draw(st.sampled_from([0, 5, 6, 7, 6, 7, *range(16)]))
     if "VA" in fields:
         fields["VA"] = ia >> 12 & (1 << 44) - 1
     if "IPA" in fields:

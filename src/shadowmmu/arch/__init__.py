@@ -1,4 +1,4 @@
-"""The Arm architecture (VMSAv8-64): translation regimes, descriptors, walks, faults, TLBI operands.
+"""The Arm architecture (VMSAv8-64): translation regimes, descriptors, walks, faults, TLBIs, TLBs.
 
 Mirrors chapter D8 of the Arm ARM (DDI 0487). Everything is parametrised by the translation regime
 decoded from its control register, never by exception level or granule. Walks take the memory as an

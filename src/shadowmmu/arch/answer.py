@@ -26,7 +26,7 @@ from shadowmmu.arch.fault import (
     faulting_ipa,
 )
 from shadowmmu.arch.memory import beyond_memory
-from shadowmmu.arch.operation import ATOMIC_EL0, ATOMIC_EL1, LOAD_EL0, LOAD_EL1, Access, access_of
+from shadowmmu.arch.operation import ATOMIC_EL0, ATOMIC_EL1, Access, access_of, load_of
 from shadowmmu.arch.registers import ESR_EL2, HCR_EL2, PAR_FAULT, PAR_SUCCESS, PSTATE
 from shadowmmu.arch.translate import Account, translate
 from shadowmmu.compiled import U64, Counts, Word, Words, inline, kernel
@@ -176,7 +176,7 @@ def answer(
     An atomic is a load, then a store: what the load may not do is reported as a read.
     """
     if operation == ATOMIC_EL1 or operation == ATOMIC_EL0:
-        load = LOAD_EL1 if operation == ATOMIC_EL1 else LOAD_EL0
+        load = load_of(operation)
         answer_once(mem, row, machine, load, va, update, out)
         if out[A_FAULT] != ZERO:
             return

@@ -129,6 +129,17 @@ def combine_fwb(attribute: int, memattr: int) -> int:
 
 
 @inline
+def combine_stages(attribute: int, memattr: int, fwb: bool) -> int:
+    """Attributes of both stages. Tagged memory is Write-Back in every respect, or it is not tagged.
+
+    Source: ``S2CombineS1MemAttrs``, ``AArch64.S2MemTagType``.
+    """
+    first = NORMAL_WB if attribute == TAGGED else attribute
+    both = combine_fwb(first, memattr) if fwb else combine(first, memattr)
+    return TAGGED if attribute == TAGGED and both == NORMAL_WB else both
+
+
+@inline
 def combine_shareability(first: int, second: int) -> int:
     """The wider domain of both stages."""
     if first == OUTER_SHAREABLE or second == OUTER_SHAREABLE:

@@ -274,7 +274,7 @@ def stage1_controls(row: Words, machine: Implementation, regime: int, upper: boo
         ha,
         ha and half.hd and has & FEAT_HDBS != ZERO,
         sctlr & SCTLR_WXN != ZERO,
-        sctlr & SCTLR_EPAN != ZERO and has & FEAT_EPAN != ZERO,
+        indirect or (sctlr & SCTLR_EPAN != ZERO and has & FEAT_EPAN != ZERO),
         indirect,
         pir,
         pire0,
@@ -295,7 +295,7 @@ def stage2_controls(row: Words, machine: Implementation, regime: int) -> Stage2:
     if has & FEAT_LPA2 == ZERO:
         vtcr &= ~VTCR_LPA2
     geometry = stage2_regime(vtcr, machine.pa_bits)
-    legal = stage2_legal(geometry, vtcr, machine.pa_bits, has & FEAT_LVA != ZERO, has & FEAT_TTST != ZERO)
+    legal = stage2_legal(geometry, vtcr, machine.pa_bits, machine.pa_bits == 52, has & FEAT_TTST != ZERO)
     ha = vtcr & VTCR_HA != ZERO and has & FEAT_HAF != ZERO
     return Stage2(
         regime == EL10 and hcr & (HCR_VM | HCR_DC) != ZERO and hcr & HOST != HOST,

@@ -20,7 +20,7 @@ HALF: Final = U64(32)
 @inline
 def beyond_memory(mem: Words, word: Word) -> bool:
     """Whether there is no memory at this word."""
-    return word >= U64(mem.size)
+    return bool(word >= U64(mem.size))
 
 
 @inline

@@ -105,7 +105,9 @@ def regime_el2(hcr: Word) -> int:
 
 @inline
 def access_of(operation: int, hcr: Word) -> Access:
-    """What ``operation`` means under HCR_EL2. An atomic is the load or the store given by the caller."""
+    """What ``operation`` means under HCR_EL2. An atomic is a load, then a store: here, the load."""
+    if operation == ATOMIC_EL1 or operation == ATOMIC_EL0:
+        operation = load_of(operation)
     if operation <= AT_S1E1WP:
         kind = WRITE if operation & 1 == 1 else READ
         forms = operation < AT_S1E1RP
@@ -129,6 +131,12 @@ def access_of(operation: int, hcr: Word) -> Access:
     if operation == AT_S1E2A:
         return Access(regime_el2(hcr), 2, READ, False, True, False, False)
     return Access(regime_el2(hcr), 2, kind_of(operation - LOAD_EL2), False, False, True, True)
+
+
+@inline
+def load_of(operation: int) -> int:
+    """The load that an atomic begins with; the store's number follows it."""
+    return LOAD_EL1 if operation == ATOMIC_EL1 else LOAD_EL0
 
 
 @inline

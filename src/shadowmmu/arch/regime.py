@@ -196,7 +196,7 @@ def stage1_regime(page_shift: int, txsz: Word, ps: Word, ds: bool, pa_bits: int)
 def input_size_legal(r: Regime, large: bool, small: bool) -> bool:
     """Whether TxSZ lies in its range; outside, this room takes the Translation fault the rules allow.
 
-    ``large``: 52-bit input with the 64K granule (FEAT_LVA); ``small``: FEAT_TTST.
+    ``large``: 52-bit input with the 64K granule (stage 1: FEAT_LVA, stage 2: FEAT_LPA); ``small``: FEAT_TTST.
     Source: ``AArch64.S1MinTxSZ``, ``AArch64.S2MinTxSZ``, ``AArch64.MaxTxSZ``.
     """
     least = MIN_TXSZ
@@ -235,10 +235,14 @@ def start_size_legal(r: Regime) -> bool:
 
 @inline
 def stage2_legal(r: Regime, vtcr: Word, pa_bits: int, large: bool, small: bool) -> bool:
-    """Whether VTCR_EL2 may be walked at all; if not, every translation faults at level 0."""
+    """Whether VTCR_EL2 may be walked at all; if not, every translation faults at level 0.
+
+    An input larger than the machine's addresses is refused, as ``Unpredictable_LARGEIPA`` allows.
+    """
     sl0 = (vtcr >> SL0_SHIFT) & SL0_MASK
     return (
         input_size_legal(r, large, small)
+        and r.ia_bits <= pa_bits
         and start_level_legal(r, pa_bits, sl0, vtcr & SL2 != ZERO, small)
         and start_size_legal(r)
     )
@@ -264,15 +268,13 @@ def start_entries_shift(r: Regime) -> int:
 
 @inline
 def root_base(r: Regime, ttbr: Word) -> Word:
-    """Base of the start table(s): BADDR aligned down to their size, at least 32 bytes; 64 with 52 bits.
+    """Base of the start table(s): BADDR aligned down to their size, with 52 bits to 64 bytes at least.
 
     Source: ``AArch64.S1TTBaseAddress``, ``AArch64.S2TTBaseAddress``.
     """
     size_shift = start_entries_shift(r) + 3
     if r.wide == OA48:
         base = ttbr & BASE
-        if size_shift < 5:
-            size_shift = 5
     else:
         base = (ttbr & ROOT_48) | (((ttbr >> ROOT_HIGH_SHIFT) & LPA_FIELD) << BIT_48)
         if size_shift < 6:

@@ -121,6 +121,7 @@ PSTATE: Final = Layout(
 HCRX_EL2: Final = Layout(
     "HCRX_EL2",
     "Arm ARM D24.2.57",
+    Field("FnXS", 3, 1, "TLBIs of EL1 act as their nXS forms"),
     Field("TCR2En", 14, 1, "TCR2_EL1 has effect"),
 )
 
@@ -155,6 +156,7 @@ HCR_EL2: Final = Layout(
     "Arm ARM D24.2.56",
     Field("VM", 0, 1, "stage 2 enabled"),
     Field("PTW", 2, 1, "walks through device memory fault"),
+    Field("FB", 9, 1, "TLBIs of EL1 reach the inner shareable domain"),
     Field("DC", 12, 1, "default cacheable: stage 1 off, stage 2 on"),
     Field("TGE", 27, 1, "trap general exceptions"),
     Field("CD", 32, 1, "stage 2 cacheability disabled"),

@@ -244,7 +244,7 @@ def promote(tlb: Sets, row: int) -> int:
 
 @inline
 def probe(tlb: Sets, structure: int, wanted: Key) -> int:
-    """The row of a structure that answers, the smallest entry first; MISS if none does."""
+    """The row of a structure that answers, of several the first met; MISS if none does."""
     sizes = tlb.shape[structure, C_SIZES]
     ia = canonical_input(wanted.kind, wanted.input)
     size = SMALLEST_SHIFT
@@ -252,8 +252,7 @@ def probe(tlb: Sets, structure: int, wanted: Key) -> int:
         if (sizes >> size) & 1 != 0:
             base = set_of(tlb, structure, ia, U64(size))
             for row in range(base, base + tlb.shape[structure, C_WAYS]):
-                tag = tlb.rows[row, T_TAG]
-                if tag_size(tag) == U64(size) and answers_key(tag, tlb.rows[row, T_INPUT], wanted):
+                if answers_key(tlb.rows[row, T_TAG], tlb.rows[row, T_INPUT], wanted):
                     touch(tlb, row)
                     return row
         size += 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from shadowmmu.arch.registers import HCR_EL2, VTCR_EL2, VTTBR_EL2
+from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2, TCR_EL1, TCR_EL2, VTCR_EL2, VTTBR_EL2
 from shadowmmu.arch.tlbi import (
     BY_ALL,
     BY_IPA,
@@ -41,17 +41,13 @@ from shadowmmu.compiled import I64, U64, Word, inline, kernel
 ZERO: Final = U64(0)
 HCR_E2H: Final = HCR_EL2.mask("E2H")
 HCR_HOST: Final = HCR_EL2.mask("E2H") | HCR_EL2.mask("TGE")
-HCR_FB: Final = U64(1 << 9)
-"""TLBIs of EL1 reach the Inner Shareable domain."""
-HCRX_FNXS: Final = U64(1 << 3)
-"""TLBIs of EL1 act as their nXS forms."""
+HCR_FB: Final = HCR_EL2.mask("FB")
+HCRX_FNXS: Final = HCRX_EL2.mask("FnXS")
 VMID_SHIFT: Final = VTTBR_EL2.lsb("VMID")
 VTCR_VS: Final = VTCR_EL2.mask("VS")
 VTCR_DS: Final = VTCR_EL2.mask("DS")
-TCR_DS: Final = U64(1 << 59)
-"""52-bit addresses, in the TCR of a regime with two VA ranges."""
-TCR_EL2_DS: Final = U64(1 << 32)
-"""The same in TCR_EL2 while HCR_EL2.E2H is 0."""
+TCR_DS: Final = TCR_EL1.mask("DS")
+TCR_EL2_DS: Final = TCR_EL2.mask("DS")
 LOW_BYTE: Final = U64(0xFF)
 ASID_SHIFT: Final = TLBI_VA.lsb("ASID")
 CODE_WHAT: Final = RULE["WHAT"].mask

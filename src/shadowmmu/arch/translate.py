@@ -36,7 +36,7 @@ from shadowmmu.arch.fault import (
 )
 from shadowmmu.arch.memory import beyond_memory, read_descriptor, write_descriptor
 from shadowmmu.arch.operation import EL2, Access
-from shadowmmu.arch.regime import beyond_output, level_shift, output_address, table_address
+from shadowmmu.arch.regime import Regime, beyond_output, level_shift, output_address, table_address
 from shadowmmu.arch.stage1 import (
     AF,
     AP2,
@@ -69,6 +69,8 @@ THREE: Final = U64(3)
 BIT_55: Final = U64(55)
 NO_TAG: Final = U64((1 << 56) - 1)
 TAG: Final = U64(0xFF << 56)
+NEXT: Final = -1
+"""What ``stage1_step`` says in place of a fault: the walk goes on."""
 
 
 class Account(NamedTuple):
@@ -183,43 +185,68 @@ def stage1_off(va: Word, s1: Stage1, kind: int, pa_bits: int) -> Output:
     return Output(NONE, 0, 1, False, address, address, ZERO, ZERO, ZERO)
 
 
-@kernel
+@inline
+def stage1_step(mem: Words, s1: Stage1, pa: Word, entry: Word, ia: Word, level: int, tables: Word) -> Output:
+    """One level of a stage-1 walk: the descriptor at IPA ``entry``, which stage 2 has put at ``pa``.
+
+    ``fault`` NEXT: ``output`` is the next table. Else the walk ends here, with a leaf or a fault.
+    """
+    r = s1.regime
+    word = pa >> THREE
+    if beyond_memory(mem, word):
+        return Output(EXTERNAL_WALK, level, 1, False, entry, ZERO, ZERO, word, tables)
+    descriptor = read_descriptor(mem, word, s1.big_endian)
+    if descriptor & VALID == ZERO:
+        return Output(TRANSLATION, level, 1, False, entry, ZERO, descriptor, word, tables)
+    if level == 3 or descriptor & TABLE == ZERO:
+        fault = leaf_fault(r, descriptor, level, ia)
+        output = output_address(r, descriptor, level, ia)
+        return Output(fault, level, 1, False, entry, output, descriptor, word, tables)
+    following = table_address(r, descriptor)
+    if beyond_output(r, following):
+        return Output(ADDRESS_SIZE, level, 1, False, entry, ZERO, descriptor, word, tables)
+    return Output(NEXT, level, 1, False, entry, following, descriptor, word, tables | descriptor)
+
+
+@inline
+def entry_offset(r: Regime, ia: Word, level: int) -> Word:
+    """Bytes from a table of ``level`` to its entry for ``ia``; the start table may have more entries."""
+    index = ia >> U64(level_shift(r, level))
+    if level != r.start_level:
+        index &= (ONE << U64(r.stride)) - ONE
+    return index << THREE
+
+
+@inline
 def stage1_walk(mem: Words, s1: Stage1, s2: Stage2, va: Word, update: bool) -> Output:
     """Walk stage 1 for an address in range, each descriptor through stage 2. O(levels of 1 x levels of 2).
 
     Access flag and permissions are left to the caller. Source: ``AArch64.S1Walk``.
     """
     r = s1.regime
-    ia = va & ((ONE << U64(r.ia_bits)) - ONE)
+    ia = input_address(r, va)
     if beyond_output(r, s1.root):
         return Output(ADDRESS_SIZE, 0, 1, False, ZERO, ZERO, ZERO, ZERO, ZERO)
     level = r.start_level
-    shift = U64(level_shift(r, level))
-    stride = U64(r.stride)
-    index_mask = (ONE << stride) - ONE
-    entry = s1.root + ((ia >> shift) << THREE)
+    table = s1.root
     tables = ZERO
     while True:
+        entry = table + entry_offset(r, ia, level)
         at = stage2_output(mem, s2, entry, READ, 1, True, False, update)
         if at.fault != NONE:
             return at
-        word = at.output >> THREE
-        if beyond_memory(mem, word):
-            return Output(EXTERNAL_WALK, level, 1, False, entry, ZERO, ZERO, word, tables)
-        descriptor = read_descriptor(mem, word, s1.big_endian)
-        if descriptor & VALID == ZERO:
-            return Output(TRANSLATION, level, 1, False, entry, ZERO, descriptor, word, tables)
-        if level == 3 or descriptor & TABLE == ZERO:
-            fault = leaf_fault(r, descriptor, level, ia)
-            output = output_address(r, descriptor, level, ia)
-            return Output(fault, level, 1, False, entry, output, descriptor, word, tables)
-        following = table_address(r, descriptor)
-        if beyond_output(r, following):
-            return Output(ADDRESS_SIZE, level, 1, False, entry, ZERO, descriptor, word, tables)
-        tables |= descriptor
+        step = stage1_step(mem, s1, at.output, entry, ia, level, tables)
+        if step.fault != NEXT:
+            return step
+        table = step.output
+        tables = step.tables
         level += 1
-        shift -= stride
-        entry = following + (((ia >> shift) & index_mask) << THREE)
+
+
+@inline
+def input_address(r: Regime, va: Word) -> Word:
+    """The bits of an address in range that index the tables."""
+    return va & ((ONE << U64(r.ia_bits)) - ONE)
 
 
 @inline
@@ -250,6 +277,24 @@ def refused(at: Output, fault: int, level: int) -> Output:
 
 
 @inline
+def stage1_refuses(s1: Stage1, access: Access, va: Word) -> bool:
+    """Whether an address without its tag faults before any walk."""
+    return s1.refused or outside_range(va, s1) or (s1.e0pd and access.el == 0)
+
+
+@inline
+def stage1_checked(s1: Stage1, access: Access, w: Output, pan: bool) -> Output:
+    """A walk that found a leaf, after the checks of access flag and permissions."""
+    if w.descriptor & AF == ZERO and not s1.ha:
+        return refused(w, ACCESS_FLAG, w.level)
+    if access.checked:
+        allowed = leaf_permissions(s1, w.descriptor, w.tables)
+        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):
+            return refused(w, PERMISSION, w.level)
+    return w
+
+
+@inline
 def stage1_output(
     mem: Words, s1: Stage1, s2: Stage2, access: Access, va: Word, pan: bool, pa_bits: int, update: bool
 ) -> Output:
@@ -260,18 +305,14 @@ def stage1_output(
     if not s1.enabled:
         return stage1_off(va, s1, access.kind, pa_bits)
     address = untagged(va, s1, access.kind)
-    outside = s1.refused or outside_range(address, s1) or (s1.e0pd and access.el == 0)
-    if outside:
+    if stage1_refuses(s1, access, address):
         return Output(TRANSLATION, 0, 1, False, ZERO, ZERO, ZERO, ZERO, ZERO)
     w = stage1_walk(mem, s1, s2, address, update)
     if w.fault != NONE:
         return w
-    if w.descriptor & AF == ZERO and not s1.ha:
-        return refused(w, ACCESS_FLAG, w.level)
-    if access.checked:
-        allowed = leaf_permissions(s1, w.descriptor, w.tables)
-        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):
-            return refused(w, PERMISSION, w.level)
+    w = stage1_checked(s1, access, w, pan)
+    if w.fault != NONE:
+        return w
     if update and s1.ha:
         descriptor = updated_leaf(s1, w.descriptor, access.kind == WRITE)
         if descriptor != w.descriptor:
@@ -307,8 +348,7 @@ def stage1_shareability(s1: Stage1, descriptor: Word) -> int:
 @inline
 def combined_attribute(s2: Stage2, attribute: int, descriptor: Word) -> int:
     """Stage 1's attribute under a stage-2 leaf. Source: ``S2CombineS1MemAttrs``, HCR_EL2.CD."""
-    memattr = memory_attribute(descriptor)
-    attribute = a.combine_fwb(attribute, memattr) if s2.fwb else a.combine(attribute, memattr)
+    attribute = a.combine_stages(attribute, memory_attribute(descriptor), s2.fwb)
     return attribute if s2.cacheable else a.uncached(attribute)
 
 
@@ -361,6 +401,21 @@ def translate(
     s1 = stage1_controls(row, machine, access.regime, upper)
     s2 = stage2_controls(row, machine, access.regime)
     held = pan_applies(pan, access, machine)
+    return translate_decoded(mem, machine, s1, s2, access, va, held, update)
+
+
+@inline
+def translate_decoded(
+    mem: Words,
+    machine: Implementation,
+    s1: Stage1,
+    s2: Stage2,
+    access: Access,
+    va: Word,
+    held: bool,
+    update: bool,
+) -> Account:
+    """``translate`` after the registers have been decoded; ``held``: PAN applies to this access."""
     first = stage1_output(mem, s1, s2, access, va, held, machine.pa_bits, update)
     if first.fault != NONE:
         return failed(first, first)

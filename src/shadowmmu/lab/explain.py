@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from shadowmmu.arch.fault import NONE, Fault
-from shadowmmu.arch.regime import Regime, level_shift, root_base, stage2_regime, table_address
+from shadowmmu.arch.regime import OA48, Regime, level_shift, root_base, stage2_regime, table_address
 from shadowmmu.arch.registers import VTCR_EL2, VTTBR_EL2
 from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF, STAGE2_TABLE, TABLE, VALID
 from shadowmmu.compiled import U64
@@ -107,7 +107,8 @@ def guest_rows(state: State, mmu: int, nested_ipa: int) -> list[Row]:
 def shadow_rows(state: State, mmu: int, nested_ipa: int) -> list[Row]:
     """The descriptors the hardware reads in the shadow table."""
     page_shift, stride = HOST_REGIME
-    r = Regime(page_shift, stride, int(state.mmus[mmu, M_START]), int(state.mmus[mmu, M_IA_BITS]), 48)
+    start, ia_bits = int(state.mmus[mmu, M_START]), int(state.mmus[mmu, M_IA_BITS])
+    r = Regime(page_shift, stride, start, ia_bits, 48, OA48, 1)
     base = int(state.mmus[mmu, M_ROOT])
     rows = []
     level, index = r.start_level, nested_ipa >> level_shift(r, r.start_level)

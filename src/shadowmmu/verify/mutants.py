@@ -133,7 +133,12 @@ MUTANTS: Final = (
         "    if walk:\n        if dirties:",
         "    if walk:\n        allowed = True\n        if dirties:",
     ),
-    _mutant("HCR_EL2.PTW ignored", "controls", "        hcr & HCR_PTW != ZERO,", "        False,"),
+    _mutant(
+        "FWB: which types are Device is inverted",
+        "stage2",
+        "        return memattr & 4 == 0\n",
+        "        return memattr & 4 != 0\n",
+    ),
     _mutant("PAR without the PTW bit", "answer", "        par |= PAR_PTW\n", "        par |= ZERO\n"),
     _mutant(
         "stage 2 attributes: Write-Through beats Non-cacheable",
@@ -154,10 +159,10 @@ MUTANTS: Final = (
         "",
     ),
     _mutant(
-        "HCR_EL2.DC leaves stage 1 on",
+        "HCR_EL2.DC does not turn stage 2 on",
         "controls",
-        "if hcr & (HCR_TGE | HCR_DC) != ZERO:",
-        "if hcr & HCR_TGE != ZERO:",
+        "hcr & (HCR_VM | HCR_DC) != ZERO",
+        "hcr & HCR_VM != ZERO",
     ),
     _mutant(
         "a faulting access still marks its stage-1 leaf dirty",

@@ -250,6 +250,26 @@ def refused(at: Output, fault: int, level: int) -> Output:
 
 
 @inline
+def stage1_refuses(address: Word, s1: Stage1, el: int) -> bool:
+    """Whether an enabled stage 1 does not even walk for ``address``: its tag is already taken off."""
+    return s1.refused or outside_range(address, s1) or (s1.e0pd and el == 0)
+
+
+@inline
+def checked_leaf(s1: Stage1, w: Output, access: Access, pan: bool) -> Output:
+    """The walk ``w`` after the access flag and the permissions of its leaf."""
+    if w.fault != NONE:
+        return w
+    if w.descriptor & AF == ZERO and not s1.ha:
+        return refused(w, ACCESS_FLAG, w.level)
+    if access.checked:
+        allowed = leaf_permissions(s1, w.descriptor, w.tables)
+        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):
+            return refused(w, PERMISSION, w.level)
+    return w
+
+
+@inline
 def stage1_output(
     mem: Words, s1: Stage1, s2: Stage2, access: Access, va: Word, pan: bool, pa_bits: int, update: bool
 ) -> Output:
@@ -260,18 +280,11 @@ def stage1_output(
     if not s1.enabled:
         return stage1_off(va, s1, access.kind, pa_bits)
     address = untagged(va, s1, access.kind)
-    outside = s1.refused or outside_range(address, s1) or (s1.e0pd and access.el == 0)
-    if outside:
+    if stage1_refuses(address, s1, access.el):
         return Output(TRANSLATION, 0, 1, False, ZERO, ZERO, ZERO, ZERO, ZERO)
-    w = stage1_walk(mem, s1, s2, address, update)
+    w = checked_leaf(s1, stage1_walk(mem, s1, s2, address, update), access, pan)
     if w.fault != NONE:
         return w
-    if w.descriptor & AF == ZERO and not s1.ha:
-        return refused(w, ACCESS_FLAG, w.level)
-    if access.checked:
-        allowed = leaf_permissions(s1, w.descriptor, w.tables)
-        if not stage1_permits(allowed, access.kind, access.el, pan, s1.epan):
-            return refused(w, PERMISSION, w.level)
     if update and s1.ha:
         descriptor = updated_leaf(s1, w.descriptor, access.kind == WRITE)
         if descriptor != w.descriptor:
@@ -343,6 +356,31 @@ def failed(at: Output, first: Output) -> Account:
 
 
 @inline
+def stage1_account(first: Output, s1: Stage1, tags: bool) -> Account:
+    """The account of a translation that ends with stage 1; ``tags``: memory can be tagged."""
+    if first.fault != NONE:
+        return failed(first, first)
+    attribute = stage1_attribute(s1, first.descriptor, tags)
+    return Account(
+        NONE,
+        first.level,
+        1,
+        False,
+        first.output,
+        first.output,
+        attribute,
+        a.effective_shareability(attribute, stage1_shareability(s1, first.descriptor)),
+        first.descriptor,
+        first.level,
+        first.word,
+        first.tables,
+        ZERO,
+        0,
+        ZERO,
+    )
+
+
+@inline
 def pan_applies(row_pan: bool, access: Access, machine: Implementation) -> bool:
     """Whether PSTATE.PAN holds the access back: privileged data accesses of regimes that have an EL0."""
     return row_pan and access.pan and access.regime != EL2 and machine_has_pan(machine)
@@ -362,28 +400,11 @@ def translate(
     s2 = stage2_controls(row, machine, access.regime)
     held = pan_applies(pan, access, machine)
     first = stage1_output(mem, s1, s2, access, va, held, machine.pa_bits, update)
-    if first.fault != NONE:
-        return failed(first, first)
-    attribute = stage1_attribute(s1, first.descriptor, machine_has_tags(machine))
+    tags = machine_has_tags(machine)
+    if first.fault != NONE or not (access.both_stages and s2.enabled):
+        return stage1_account(first, s1, tags)
+    attribute = stage1_attribute(s1, first.descriptor, tags)
     shareability = stage1_shareability(s1, first.descriptor)
-    if not (access.both_stages and s2.enabled):
-        return Account(
-            NONE,
-            first.level,
-            1,
-            False,
-            first.output,
-            first.output,
-            attribute,
-            a.effective_shareability(attribute, shareability),
-            first.descriptor,
-            first.level,
-            first.word,
-            first.tables,
-            ZERO,
-            0,
-            ZERO,
-        )
     writes = access.kind == WRITE
     second = stage2_output(mem, s2, first.output, access.kind, access.el, False, writes, update)
     if second.fault != NONE:

@@ -24,6 +24,8 @@ from shadowmmu.events.schema import (
 from shadowmmu.events.words import (
     ScenarioError,
     WordError,
+    assigned_register,
+    at_operation,
     attributes,
     number,
     protection,
@@ -275,6 +277,18 @@ def _word_access(reader: _Reader, command: Command, words: list[str], given: int
         reader.add(command.kind, canonical_ipa)
 
 
+def _s1(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    assignments = [assigned_register(word) for word in words[:given]]
+    for index, (column, value) in enumerate(assignments):
+        if column in [other for other, _ in assignments[:index]]:
+            raise WordError(words[index], "each register once")
+        reader.add(schema.S1, column, value)
+
+
+def _at(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(schema.AT, at_operation(words[0]), number(words[1], "a VA"))
+
+
 def _host_range(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.add(command.kind, *reader.canonical_range(words[0], words[1]))
 
@@ -317,6 +331,8 @@ _HANDLERS: dict[str, _Handler] = {
     "tlbi": _tlbi,
     "poke": _word_access,
     "peek": _word_access,
+    "s1": _s1,
+    "at": _at,
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),

@@ -123,11 +123,12 @@ def load_guest_registers(s: State, vcpu: int) -> None:
 
 
 @kernel
-def fast_path(s: State, vcpu: int, access: Access, va: Word, pan: bool) -> Word:
+def fast_path(s: State, vcpu: int, access: Access, va: Word) -> Word:
     """Let the CPU execute the AT; PAR_EL1, with only F set where no shadow MMU is there to ask.
 
     Mirrors ``__kvm_at_s1e01_fast``. Every regime but EL1&0 is the one L1 was running in: its registers and
-    the canonical stage 2 are loaded already (also for ``__kvm_at_s1e2``).
+    the canonical stage 2 are loaded already (also for ``__kvm_at_s1e2``). PAN is off: ``at_s1e1p_fast`` takes
+    L1's through the wrong mask (PSTATE_PAN, an encoding, for PSR_PAN_BIT), as seen on the running 7.3.4.
     """
     row = s.vcpus[vcpu]
     mmu_lock_write(s)
@@ -141,7 +142,7 @@ def fast_path(s: State, vcpu: int, access: Access, va: Word, pan: bool) -> Word:
     else:
         mmu = hw_mmu(s, vcpu)
         registers = row[V_VIRTUAL : V_VIRTUAL + c.ROW]
-    par = execute_at(s, registers, offered(s), loaded_stage2(s, mmu), access, va, pan)
+    par = execute_at(s, registers, offered(s), loaded_stage2(s, mmu), access, va, False)
     mmu_unlock_write(s)
     return par
 
@@ -163,8 +164,7 @@ def at_stage1(s: State, vcpu: int, operation: int, va: Word) -> Answered:
     """
     hcr = s.vcpus[vcpu, V_HCR]
     access = access_of(operation, hcr)
-    pstate_pan = s.vcpus[vcpu, V_VIRTUAL + c.C_PSTATE] & PAN != ZERO
-    par = fast_path(s, vcpu, access, va, pstate_pan)
+    par = fast_path(s, vcpu, access, va)
     of_el2 = operation == AT_S1E2R or operation == AT_S1E2W or operation == AT_S1E2A
     if conclusive(par, not of_el2) or s.regs[K_AT] == U64(AT_FAST_ONLY):
         return Answered(0, par, False)
@@ -173,7 +173,7 @@ def at_stage1(s: State, vcpu: int, operation: int, va: Word) -> Answered:
     row = s.vcpus[vcpu]
     s1 = stage1_controls(row[V_VIRTUAL : V_VIRTUAL + c.ROW], cpu, access.regime, upper)
     through = access.regime == EL10 and hcr & (HCR_VM | HCR_DC) != ZERO
-    pan = pan_applies(pstate_pan, access, cpu)
+    pan = pan_applies(row[V_VIRTUAL + c.C_PSTATE] & PAN != ZERO, access, cpu)
     w = slow_walk(s, vcpu, s1, access, va, pan, through, cpu.pa_bits)
     return Answered(w.code, par_s1(s1, w), True)
 

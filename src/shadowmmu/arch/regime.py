@@ -268,15 +268,13 @@ def start_entries_shift(r: Regime) -> int:
 
 @inline
 def root_base(r: Regime, ttbr: Word) -> Word:
-    """Base of the start table(s): BADDR aligned down to their size, at least 32 bytes; 64 with 52 bits.
+    """Base of the start table(s): BADDR aligned down to their size, with 52 bits to 64 bytes at least.
 
     Source: ``AArch64.S1TTBaseAddress``, ``AArch64.S2TTBaseAddress``.
     """
     size_shift = start_entries_shift(r) + 3
     if r.wide == OA48:
         base = ttbr & BASE
-        if size_shift < 5:
-            size_shift = 5
     else:
         base = (ttbr & ROOT_48) | (((ttbr >> ROOT_HIGH_SHIFT) & LPA_FIELD) << BIT_48)
         if size_shift < 6:

@@ -274,7 +274,7 @@ def stage1_controls(row: Words, machine: Implementation, regime: int, upper: boo
         ha,
         ha and half.hd and has & FEAT_HDBS != ZERO,
         sctlr & SCTLR_WXN != ZERO,
-        sctlr & SCTLR_EPAN != ZERO and has & FEAT_EPAN != ZERO,
+        indirect or (sctlr & SCTLR_EPAN != ZERO and has & FEAT_EPAN != ZERO),
         indirect,
         pir,
         pire0,

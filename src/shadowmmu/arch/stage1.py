@@ -111,6 +111,9 @@ def _granting(letter: str) -> np.uint64:
 MAY_READ: Final = _granting("r")
 MAY_WRITE: Final = _granting("w")
 MAY_EXECUTE: Final = _granting("x")
+CONTROL_STACK: Final = U64(1 << 9)
+RUNS: Final = MAY_EXECUTE | CONTROL_STACK
+STORES: Final = MAY_WRITE | CONTROL_STACK
 
 
 class Permissions(NamedTuple):
@@ -162,7 +165,8 @@ def indirect_permissions(
 ) -> Permissions:
     """Permissions of a leaf through PIR and PIRE0. Table bits, WXN and DBM have no say here.
 
-    A leaf marked nDirty is writable only where hardware manages the dirty state.
+    A leaf marked nDirty is writable only where hardware manages the dirty state. What EL1 may execute and
+    EL0 may write, nobody may touch (rule VFPJF; a guarded control stack counts as both).
     Source: ``AArch64.S1IndirectBasePermissions``.
     """
     shift = permission_index(descriptor) << TWO
@@ -170,6 +174,8 @@ def indirect_permissions(
     u = (pire0 >> shift) & NIBBLE
     if not has_el0:
         u = ZERO
+    if (RUNS >> p) & (STORES >> u) & ONE != ZERO:
+        return Permissions(False, False, False, False, False, False)
     clean = descriptor & N_DIRTY != ZERO and not dirty_managed
     uw = (MAY_WRITE >> u) & ONE != ZERO
     px = (MAY_EXECUTE >> p) & ONE != ZERO and p != WRITE_XOR_EXECUTE
@@ -177,7 +183,7 @@ def indirect_permissions(
     return Permissions(
         (MAY_READ >> p) & ONE != ZERO,
         (MAY_WRITE >> p) & ONE != ZERO and not clean,
-        px and not uw,
+        px,
         (MAY_READ >> u) & ONE != ZERO,
         uw and not clean,
         ux,

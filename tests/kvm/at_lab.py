@@ -80,7 +80,10 @@ class Guest:
             elif r.random() < 0.02:
                 self.map_page(page, NO_MEMORY, 0xF << 2 | 3 << 6 | AF)
             else:
-                self.map_page(page, self.next_page, self.leaf_bits(0.04))
+                bits = self.leaf_bits(0.04)
+                if not self.cross and self.registers["tcr"] >> 39 & 1:
+                    bits |= 2 << 6
+                self.map_page(page, self.next_page, bits)
                 self.next_page += PAGE
         return self.stage2[page][0] | nested_ipa & (PAGE - 1)
 
@@ -165,8 +168,8 @@ def make_tables(g: Guest, addresses: int) -> None:
                 below = g.new_table(level + 1)
                 trees[half, entry_at] = below
                 word = below | 3 | (r.getrandbits(5) << 59 if r.random() < 0.15 else 0)
-                if r.random() < 0.02:
-                    word |= 1 << 40
+                if r.random() < 0.02 and g.registers["tcr"] >> 32 & 7 < 5:
+                    word |= 1 << 47
                 g.store(entry_at, word)
             table = trees[half, entry_at]
 
@@ -230,5 +233,5 @@ def setup_lines(g: Guest) -> list[str]:
     lines += [f"poke {at:#x} {word:#x}" for at, word in sorted(g.words.items()) if word]
     lines += [f"s2 {S2_ROOT:#x} 1", "code"]
     if not g.stage2_on:
-        lines.append("vm 0")
+        lines += ["vm 0", "codeat 0x40050000"]
     return lines + ["s1 " + " ".join(f"{name}={value:#x}" for name, value in g.registers.items())]

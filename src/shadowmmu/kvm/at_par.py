@@ -19,7 +19,6 @@ from shadowmmu.arch.answer import (
     PAR_SH_SHIFT,
 )
 from shadowmmu.arch.attributes import (
-    DEVICE_nGnRnE,
     FWB_NC,
     FWB_NORMAL,
     FWB_WB,
@@ -27,6 +26,7 @@ from shadowmmu.arch.attributes import (
     NORMAL_NC,
     NORMAL_WB,
     OUTER_SHAREABLE,
+    DEVICE_nGnRnE,
     combine_shareability,
     is_device,
     mair_attribute,

@@ -1,8 +1,8 @@
 """The software walk of L2's stage 1: L0 reads the tables through L1's stage 2, as the CPU would.
 
-Mirrors Linux 7.3.4 ``setup_s1_walk``, ``walk_s1``, ``compute_s1_permissions`` (``at.c``). Descriptors, geometry
-and register fields are the architecture's (``arch``); what Linux decides otherwise is named where it
-does so, and listed in ``docs/at.md``.
+Mirrors Linux 7.3.4 ``setup_s1_walk``, ``walk_s1``, ``compute_s1_permissions`` (``at.c``). Descriptors,
+geometry and register fields are the architecture's (``arch``); what Linux decides otherwise is named
+where it does so, and listed in ``docs/at.md``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,7 @@ from shadowmmu.arch.regime import (
     level_shift,
     table_address,
 )
-from shadowmmu.arch.stage1 import (
-    MAY_EXECUTE,
-    MAY_READ,
-    MAY_WRITE,
-    NIBBLE,
-    TWO,
-    Permissions,
-    direct_permissions,
-    permission_index,
-    stage1_permits,
-)
+from shadowmmu.arch.stage1 import direct_permissions, indirect_permissions, stage1_permits
 from shadowmmu.arch.stage2 import AF, S2AP_R, S2AP_W, TABLE, VALID, leaf_fault
 from shadowmmu.arch.translate import outside_range
 from shadowmmu.compiled import U64, Word, inline, kernel
@@ -231,41 +221,18 @@ def stage1_leaf(
 
 
 @inline
-def indirect_base_permissions(s1: Stage1, descriptor: Word) -> Permissions:
-    """Permissions through PIR and PIRE0. Mirrors ``compute_s1_indirect_permissions``.
-
-    Privileged execution together with EL0 writes takes every permission away (R_VFPJF). nDirty is not
-    looked at, though L1 is not offered hardware dirty state.
-    """
-    shift = permission_index(descriptor) << TWO
-    p = (s1.pir >> shift) & NIBBLE
-    u = (s1.pire0 >> shift) & NIBBLE if s1.has_el0 else ZERO
-    uw = (MAY_WRITE >> u) & ONE != ZERO
-    px = (MAY_EXECUTE >> p) & ONE != ZERO
-    if px and uw:
-        return Permissions(False, False, False, False, False, False)
-    return Permissions(
-        (MAY_READ >> p) & ONE != ZERO,
-        (MAY_WRITE >> p) & ONE != ZERO,
-        px,
-        (MAY_READ >> u) & ONE != ZERO,
-        uw,
-        (MAY_EXECUTE >> u) & ONE != ZERO,
-    )
-
-
-@inline
 def permits(s1: Stage1, w: Walk, access: Access, pan: bool) -> bool:
     """Whether the leaf allows the access. Mirrors ``compute_s1_permissions``.
 
-    With permission indirection PAN covers what EL0 may only execute, whatever SCTLR.EPAN says.
+    The rules are the architecture's, but for nDirty: Linux does not look at it, though L1 is not offered
+    hardware dirty state and a page marked so may not be written.
     """
     if s1.indirect:
-        allowed = indirect_base_permissions(s1, w.descriptor)
+        allowed = indirect_permissions(w.descriptor, s1.pir, s1.pire0, s1.has_el0, True)
     else:
         counted = w.tables if s1.tables_count else ZERO
         allowed = direct_permissions(w.descriptor, counted, s1.has_el0, False, s1.wxn)
-    return stage1_permits(allowed, access.kind, access.el, pan, s1.epan or s1.indirect)
+    return stage1_permits(allowed, access.kind, access.el, pan, s1.epan)
 
 
 @kernel

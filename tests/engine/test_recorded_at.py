@@ -35,7 +35,9 @@ def test_the_model_writes_par_as_the_kernel_does(run: Path) -> None:
     theirs = read_by_l1(answer)
     ours = [row["par"] for row in vm.log("at")]
     assert len(ours) == len(theirs) > 8
-    wrong = [(command, hex(par), hex(own)) for (command, par), own in zip(theirs, ours, strict=True) if par != own]
+    wrong = [
+        (command, hex(par), hex(own)) for (command, par), own in zip(theirs, ours, strict=True) if par != own
+    ]
     assert not wrong, wrong[:5]
 
 

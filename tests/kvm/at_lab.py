@@ -1,7 +1,7 @@
 """Random guests for AT: L2's stage-1 tables under L1's stage 2, as a script and as flat memory.
 
-The same words are written by the script's ``poke`` lines and stand in ``Guest.words`` by canonical IPA, where the
-architecture (``arch.answer``) reads them with canonical IPAs as its physical addresses.
+The same words are written by the script's ``poke`` lines and stand in ``Guest.words`` by canonical IPA, where
+the architecture (``arch.answer``) reads them with canonical IPAs as its physical addresses.
 """
 
 from __future__ import annotations
@@ -9,9 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
+from kvm_lab import Vm
+
+from shadowmmu.arch.answer import ANSWER, answers
+from shadowmmu.arch.context import COLUMNS, ROW, Implementation, context
 from shadowmmu.arch.memory import swapped
-from shadowmmu.compiled import U64
+from shadowmmu.arch.operation import LOAD_EL1
+from shadowmmu.compiled import U64, Words
 from shadowmmu.events.schema import DEFAULT_VTCR
+from shadowmmu.events.words import AT_OPERATIONS
+from shadowmmu.kvm.at import OFFERED, OFFERED_PA_BITS
+from shadowmmu.kvm.layout import V_VIRTUAL
 
 PAGE = 4096
 S2_ROOT = 0x4200_0000
@@ -25,6 +34,11 @@ S12_OPERATIONS = ("s12e1r", "s12e1w", "s12e0r", "s12e0w")
 MAIR = 0xFF_44_BB_EE_04_00_AA_0C
 GRANULES = {12: (0, 2), 14: (2, 1), 16: (1, 3)}
 """TG0 and TG1 by page shift."""
+HCR_VM, HCR_E2H, TCR2EN = 1, 1 << 34, 1 << 14
+MEMORY = np.zeros(0x4400_0000 >> 3, np.uint64)
+"""Canonical memory from 0 on; the operating system fills what is written."""
+
+Asked = list[tuple[str, int]]
 
 
 @dataclass
@@ -44,8 +58,10 @@ class Guest:
     next_s2: int = S2_ROOT + PAGE
     next_table: int = TABLES
     next_page: int = CANONICAL_POOL
-    cross: bool = True
-    """Whether what Linux does not do as the architecture says may be asked for too."""
+    alike: bool = False
+    """Keep out what Linux is known to do otherwise than the architecture."""
+    virtual: dict[str, int] = field(default_factory=dict)
+    """Registers of L1 that no command sets."""
 
     def map_page(self, nested_ipa: int, canonical_ipa: int, bits: int, level: int = 3) -> None:
         """A leaf of L1's stage 2: 39 bits of input, 4K granule."""
@@ -81,7 +97,7 @@ class Guest:
                 self.map_page(page, NO_MEMORY, 0xF << 2 | 3 << 6 | AF)
             else:
                 bits = self.leaf_bits(0.04)
-                if not self.cross and self.registers["tcr"] >> 39 & 1:
+                if self.alike and self.registers["tcr"] >> 39 & 1:
                     bits |= 2 << 6
                 self.map_page(page, self.next_page, bits)
                 self.next_page += PAGE
@@ -115,7 +131,16 @@ def make_registers(g: Guest) -> None:
     tg0, tg1 = GRANULES[g.granule]
     size = r.randint(16, 39)
     flags = 0
-    for bit, chance in ((37, 0.3), (38, 0.3), (41, 0.2), (42, 0.2), (55, 0.1), (56, 0.1), (7, 0.05), (23, 0.05)):
+    for bit, chance in (
+        (37, 0.3),
+        (38, 0.3),
+        (41, 0.2),
+        (42, 0.2),
+        (55, 0.1),
+        (56, 0.1),
+        (7, 0.05),
+        (23, 0.05),
+    ):
         flags |= int(r.random() < chance) << bit
     flags |= int(r.random() < 0.3) << 39  # HA
     ips = r.choice((0, 1, 2, 5, 5, 5))
@@ -159,7 +184,7 @@ def make_tables(g: Guest, addresses: int) -> None:
             shift = g.granule + stride * (3 - level)
             index = va >> shift & ((1 << (bits - shift if level == start else stride)) - 1)
             entry_at = table + 8 * index
-            if level >= last or (half, entry_at) in trees and trees[half, entry_at] == 0:
+            if level >= last or ((half, entry_at) in trees and trees[half, entry_at] == 0):
                 if (half, entry_at) not in trees:
                     trees[half, entry_at] = 0
                     g.store(entry_at, make_leaf(g, level, shift))
@@ -191,27 +216,27 @@ def make_leaf(g: Guest, level: int, shift: int) -> int:
     word |= int(r.random() > 0.12) << 10 | r.getrandbits(1) << 11 | r.getrandbits(2) << 53
     if "tcr2" in g.registers:
         word |= r.getrandbits(1) << 51
-        if not g.cross:
+        if g.alike:
             word &= ~(1 << 7)
     return word
 
 
-def make_guest(seed: int, cross: bool = True, addresses: int = 24, stage2_on: bool | None = None) -> Guest:
-    """A random guest. ``cross``: also what Linux and the architecture do not do alike."""
-    g = Guest(Random(seed), cross=cross)
-    g.stage2_on = g.random.random() > 0.1 if stage2_on is None else stage2_on
+def make_guest(seed: int) -> Guest:
+    """A random guest whose ATs Linux answers as the architecture does, but for the rows of ``as_linux``."""
+    g = Guest(Random(seed), alike=True)
+    g.stage2_on = g.random.random() > 0.1
     make_registers(g)
     for page in range(16):
         if g.random.random() > 0.1:
             g.map_page(DATA + page * PAGE, 0x4110_0000 + page * PAGE, g.leaf_bits(0.2))
-    make_tables(g, addresses)
+    make_tables(g, 24)
     return g
 
 
-def queries(g: Guest) -> list[tuple[str, int]]:
+def queries(g: Guest) -> Asked:
     """What to ask: every address by some operations, and addresses outside."""
     r = g.random
-    asked = []
+    asked: Asked = []
     for va in g.vas:
         for operation in (*r.sample(S1_OPERATIONS, 3), r.choice(S12_OPERATIONS)):
             asked.append((operation, va))
@@ -234,4 +259,35 @@ def setup_lines(g: Guest) -> list[str]:
     lines += [f"s2 {S2_ROOT:#x} 1", "code"]
     if not g.stage2_on:
         lines += ["vm 0", "codeat 0x40050000"]
-    return lines + ["s1 " + " ".join(f"{name}={value:#x}" for name, value in g.registers.items())]
+    return [*lines, "s1 " + " ".join(f"{name}={value:#x}" for name, value in g.registers.items())]
+
+
+def architecture(g: Guest, asked: Asked, pan: bool) -> Words:
+    """The architecture's answers, a row a query; beside them those of loads at EL1, for the faulting IPA."""
+    at = np.array(sorted(g.words), np.int64) >> 3
+    MEMORY[at] = np.array([g.words[ipa] for ipa in sorted(g.words)], np.uint64)
+    registers = {f"{name.upper()}_EL1": value for name, value in g.registers.items()}
+    registers |= {"VTTBR_EL2": S2_ROOT | 1 << 48, "VTCR_EL2": DEFAULT_VTCR, "PSTATE": int(pan) << 22}
+    registers |= {"HCR_EL2": HCR_E2H | (HCR_VM if g.stage2_on else 0), "HCRX_EL2": TCR2EN}
+    row = context(**(registers | g.virtual))
+    n = len(asked)
+    out = np.zeros((2 * n, ANSWER), np.uint64)
+    operations = np.array([AT_OPERATIONS[op] for op, _ in asked] + [LOAD_EL1] * n, np.int64)
+    vas = np.array([va for _, va in asked] * 2, np.uint64)
+    cpu = Implementation(OFFERED_PA_BITS, OFFERED)
+    answers(MEMORY, row.reshape(1, ROW), np.zeros(2 * n, np.int64), operations, vas, cpu, False, out)
+    MEMORY[at] = 0
+    return np.concatenate([out[:n], out[n:]], axis=1)
+
+
+def emulated(g: Guest, asked: Asked, pan: bool, touched: bool) -> list[dict[str, int]]:
+    """The log rows of the ATs, on an empty shadow or after L2 touched its tables."""
+    lines = [*setup_lines(g), f"s1 pan={int(pan)}"]
+    if touched:
+        pages = table_pages(g) if g.stage2_on else sorted({ipa & ~0xFFF for ipa in g.words})
+        lines += [f"touch r {page:#x} 4096 1" for page in pages]
+    lines += ["mark asked", *(f"at {operation} {va:#x}" for operation, va in asked)]
+    vm = Vm("\n".join(lines), ipa_limit_bits=48, frames=4096).to("asked")
+    for name, value in g.virtual.items():
+        vm.state.vcpus[0, V_VIRTUAL + COLUMNS.index(name)] = value
+    return vm.end().log("at")

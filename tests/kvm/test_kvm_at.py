@@ -136,8 +136,9 @@ def test_a_write_needs_stage_2_to_allow_it() -> None:
 
 
 def test_stage_2_translation_faults_are_reported_at_their_level() -> None:
-    script = "poke 0x41002018 0x0060000098000743\npoke 0x41002020 0x00600000d0000743\nat s12e1r 0x3000\nat s12e1r 0x4000"
-    assert [par for par, _ in asked(script)] == [0xA0D, 0xA0B]
+    leaves = "poke 0x41002018 0x0060000098000743\npoke 0x41002020 0x00600000d0000743\n"
+    found = asked(leaves + "at s12e1r 0x3000\nat s12e1r 0x4000")
+    assert [par for par, _ in found] == [0xA0D, 0xA0B]
 
 
 def test_a_table_that_stage_2_hides_is_a_fault_on_the_walk() -> None:
@@ -181,7 +182,12 @@ def of_el2(script: str, e2h0: int, **registers: int) -> list[tuple[int, int]]:
     """L1 with a stage 1 of its own: its registers are set behind its back, at ``mark on``."""
     vm = Vm(GUEST.replace("base 0 0", f"base {e2h0} 0") + L1_TABLES + "mark on\n" + script).to("on")
     tcr = 0x8080_3519 | 5 << 16 if e2h0 else 0x5_8080_3519
-    wanted = {"TTBR0_EL2": 0x4120_0000, "TCR_EL2": tcr, "MAIR_EL2": 0xFF, "SCTLR_EL2": 0x30C5_0835 & ~(1 << 25)}
+    wanted = {
+        "TTBR0_EL2": 0x4120_0000,
+        "TCR_EL2": tcr,
+        "MAIR_EL2": 0xFF,
+        "SCTLR_EL2": 0x30C5_0835 & ~(1 << 25),
+    }
     for name, value in (wanted | registers).items():
         vm.state.vcpus[0, V_VIRTUAL + c.COLUMNS.index(name)] = value
     return [(row["par"], row["slow"]) for row in vm.end().log("at")]
@@ -208,8 +214,6 @@ def test_a_host_at_el2_and_el0_is_one_stage() -> None:
     found = of_el2(script, 0, HCR_EL2=host)
     ok = (0xFF00_0000_4110_0B80, 0)
     assert found == [ok, ok, (S1_PERMISSION, 0), (S1_ACCESS, 0), (0x80F, 1)]
-
-
 
 
 def racing(races: int, script: str) -> Vm:
@@ -247,7 +251,9 @@ def test_a_race_about_l1s_own_leaf_replays_too() -> None:
 
 
 def test_an_abort_that_loses_the_race_is_taken_again() -> None:
-    vm = racing(2, "map 0x80001000 0x41001000 4k 3 rwa\nvtcr 0x80223559\ns2 0x40100000 1\ntouch r 0x80001000").end()
+    vm = racing(
+        2, "map 0x80001000 0x41001000 4k 3 rwa\nvtcr 0x80223559\ns2 0x40100000 1\ntouch r 0x80001000"
+    ).end()
     assert vm.touches()[-1]["left"] == 0
     assert vm.register(K_RACES) == 0
 
@@ -313,5 +319,3 @@ def test_the_wipe_makes_a_recycled_mmu_honest() -> None:
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(KeyError):
         Vm(GUEST, at="2019")
-
-

@@ -7,55 +7,18 @@ one in ``test_kvm_at_differences.py``.
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from at_lab import S2_ROOT, Guest, make_guest, queries, setup_lines, table_pages
-from kvm_lab import Vm
+from at_lab import Guest, architecture, emulated, make_guest, queries
 
-from shadowmmu.arch.answer import A_FAULT, A_HPFAR, A_PAR, ANSWER, answers
-from shadowmmu.arch.context import ROW, context
+from shadowmmu.arch.answer import A_FAULT, A_HPFAR, A_PAR, ANSWER
 from shadowmmu.arch.fault import EXTERNAL_WALK, NONE, TRANSLATION
-from shadowmmu.arch.operation import LOAD_EL1
-from shadowmmu.compiled import INTERPRETED
-from shadowmmu.events.schema import DEFAULT_VTCR
-from shadowmmu.events.words import AT_OPERATIONS
-from shadowmmu.kvm.at import OFFERED, OFFERED_PA_BITS, Implementation
+from shadowmmu.compiled import INTERPRETED, Words
 
-HCR_VM, HCR_E2H = 1, 1 << 34
-TCR2EN = 1 << 14
 NS, RES1 = 1 << 9, 1 << 11
-MEMORY = np.zeros(0x4400_0000 >> 3, np.uint64)
-"""Canonical memory from 0 on; the operating system fills what is written."""
 SEEDS = range(4) if INTERPRETED else range(24)
 
-Asked = list[tuple[str, int]]
 
-
-def architecture(g: Guest, asked: Asked, pan: bool) -> np.ndarray:
-    """Answers of the architecture, and of loads at EL1 (for the faulting IPA), a row a query."""
-    at = np.array(sorted(g.words), np.int64) >> 3
-    MEMORY[at] = np.array([g.words[ipa] for ipa in sorted(g.words)], np.uint64)
-    registers = {f"{name.upper()}_EL1": value for name, value in g.registers.items()}
-    row = context(
-        **registers,
-        VTTBR_EL2=S2_ROOT | 1 << 48,
-        VTCR_EL2=DEFAULT_VTCR,
-        HCR_EL2=HCR_E2H | (HCR_VM if g.stage2_on else 0),
-        HCRX_EL2=TCR2EN,
-        PSTATE=int(pan) << 22,
-    )
-    n = len(asked)
-    out = np.zeros((2 * n, ANSWER), np.uint64)
-    operations = np.array([AT_OPERATIONS[op] for op, _ in asked] + [LOAD_EL1] * n, np.int64)
-    vas = np.array([va for _, va in asked] * 2, np.uint64)
-    cpu = Implementation(OFFERED_PA_BITS, OFFERED)
-    rows = row.reshape(1, ROW)
-    answers(MEMORY, rows, np.zeros(2 * n, np.int64), operations, vas, cpu, False, out)
-    MEMORY[at] = 0
-    return np.concatenate([out[:n], out[n:]], axis=1)
-
-
-def as_linux(g: Guest, operation: str, va: int, answer: np.ndarray) -> int:
+def as_linux(g: Guest, operation: str, va: int, answer: Words) -> int:
     """PAR_EL1 that Linux 7.3.4 owes, NS and bit 11 of a success left out."""
     packed, par = int(answer[A_FAULT]), int(answer[A_PAR])
     kind, level, stage, walk = packed & 0xFF, (packed >> 8 & 0xFF) - 1, packed >> 16 & 0xFF, packed >> 24
@@ -83,20 +46,9 @@ def not_walked(g: Guest, va: int) -> int:
     return 4 + 3 - (bits - 1 - g.granule) // (g.granule - 3)
 
 
-def emulated(g: Guest, asked: Asked, pan: bool, touched: bool) -> list[dict[str, int]]:
-    """The log rows of the ATs, on an empty shadow or after L2 touched its tables."""
-    lines = setup_lines(g) + [f"s1 pan={int(pan)}"]
-    if touched:
-        lines += [f"touch r {page:#x} 4096 1" for page in table_pages(g)]
-        if not g.stage2_on:
-            lines += [f"touch r {page:#x} 4096 1" for page in sorted({ipa & ~0xFFF for ipa in g.words})]
-    lines += [f"at {operation} {va:#x}" for operation, va in asked]
-    return Vm("\n".join(lines), ipa_limit_bits=48, frames=4096).end().log("at")
-
-
 def compare(seed: int, pan: bool, touched: bool) -> tuple[int, int]:
     """Every query of a random guest; how many walked in software, and how many did not."""
-    g = make_guest(seed, cross=False)
+    g = make_guest(seed)
     asked = queries(g)
     if not g.registers["sctlr"] & 1:  # both stages with stage 1 off: L1's stage 2 gets more bits than it has
         asked = [(operation, va) for operation, va in asked if not operation.startswith("s12")]
@@ -130,7 +82,7 @@ def test_the_random_guests_reach_both_paths_and_most_faults() -> None:
     fast = slow = 0
     kinds: set[int] = set()
     for seed in SEEDS:
-        g = make_guest(seed, cross=False)
+        g = make_guest(seed)
         for row in emulated(g, queries(g), pan=False, touched=True):
             slow += row["slow"]
             fast += 1 - row["slow"]
@@ -146,4 +98,3 @@ def test_the_random_guests_reach_both_paths_and_most_faults() -> None:
 def test_at_is_the_architecture_on_many_guests(seed: int) -> None:
     compare(seed, pan=bool(seed % 2), touched=False)
     compare(seed, pan=False, touched=True)
-

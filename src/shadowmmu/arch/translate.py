@@ -250,9 +250,9 @@ def refused(at: Output, fault: int, level: int) -> Output:
 
 
 @inline
-def stage1_refuses(address: Word, s1: Stage1, el: int) -> bool:
-    """Whether an enabled stage 1 does not even walk for ``address``: its tag is already taken off."""
-    return s1.refused or outside_range(address, s1) or (s1.e0pd and el == 0)
+def stage1_refuses(va: Word, s1: Stage1, el: int) -> bool:
+    """Whether an enabled stage 1 does not even walk for ``va``, whose tag is already taken off."""
+    return s1.refused or outside_range(va, s1) or (s1.e0pd and el == 0)
 
 
 @inline

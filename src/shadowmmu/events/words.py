@@ -131,7 +131,7 @@ def register_word(column: int, value: int) -> str:
     """The word that ``assigned_register`` reads as this. Raises ValueError when there is none."""
     for name, known in S1_REGISTERS.items():
         if known == column:
-            word = f"pan={value >> PAN_SHIFT}" if name == "pan" else f"{name}={value:#x}"
+            word = f"pan={value >> PAN_SHIFT & 1}" if name == "pan" else f"{name}={value:#x}"
             if assigned_register(word) == (column, value):
                 return word
     raise ValueError(f"no word sets column {column} to {value:#x}")

@@ -1,10 +1,11 @@
 """AT instructions that L1 executes at virtual EL2, trapped and emulated.
 
-Mirrors Linux 7.3.4 ``__kvm_at_s1e01``, ``__kvm_at_s1e2``, ``__kvm_at_s12`` (``at.c``). First the CPU itself is
+Mirrors Linux 7.3.4 ``__kvm_at_s1e01``, ``__kvm_at_s1e2``, ``__kvm_at_s12`` (``at.c``). First the CPU is
 asked, with L2's registers and the shadow stage 2 loaded (the fast path). The shadow holds what was touched,
-not what L1 mapped: but for a stage-1 permission or access flag fault a failure says nothing, and the
-tables are walked in software (the slow path). AT S12 adds a walk of L1's stage 2. A nonzero return leaves the
-program counter where it is: L1 executes the instruction again.
+not what L1 mapped: but for a stage-1 permission or access flag fault a failure says nothing, and the tables
+are walked in software (the slow path). AT S12 adds a walk of L1's stage 2. A nonzero return leaves the
+program counter where it is: L1 executes the instruction again. ``docs/at.md`` lists where this is not what
+the architecture asks.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ AT_LINUX: Final = 0
 AT_FAST_ONLY: Final = 1
 AT_CAREFUL: Final = 2
 VARIANTS: Final = {"linux-7.3.4": AT_LINUX, "fast-only": AT_FAST_ONLY, "careful": AT_CAREFUL}
-"""Ways to emulate AT. ``fast-only``: what the CPU says is the answer, as before the software walk existed (what
-the review of March 2024 objects to): a negative control. ``careful``: Linux 7.3.4, but a shadow MMU that
-still holds its former tenant's tables is not asked."""
+"""Ways to emulate AT. ``fast-only``: what the CPU says is the answer, as before the software walk existed
+(what the review of March 2024 objects to): a negative control. ``careful``: Linux 7.3.4, but a shadow MMU
+that still holds its former tenant's tables is not asked."""
 
 HCR_VM: Final = HCR_EL2.mask("VM")
 HCR_DC: Final = HCR_EL2.mask("DC")

@@ -33,7 +33,6 @@ from shadowmmu.arch.attributes import (
     uncached,
 )
 from shadowmmu.arch.controls import Stage1
-from shadowmmu.arch.regime import OA52_DS
 from shadowmmu.arch.registers import HCR_EL2
 from shadowmmu.arch.stage1 import ATTR_INDEX_LOW, ATTR_INDEX_SHIFT, SH_LOW, SH_SHIFT
 from shadowmmu.arch.stage2 import memory_attribute
@@ -95,8 +94,6 @@ def par_s1(s1: Stage1, w: Walk) -> Word:
     if not s1.cacheable:
         attribute = uncached(attribute)
     shareability = I64((w.descriptor >> SH_SHIFT) & SH_LOW)
-    if s1.regime.wide == OA52_DS:
-        shareability = s1.shareability
     return PAR_RES1 | par_of_output(w.pa, attribute, final_shareability(attribute, shareability))
 
 

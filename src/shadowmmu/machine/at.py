@@ -1,8 +1,8 @@
 """The AT instruction of stage 1, as the CPU executes it over the machine's memory.
 
-The rules are those of ``arch.translate``; only the memory differs: pages of data have no place in ``State.mem``
-(``machine.frames``), so the walk reads its tables with ``read_memory``. Hardware updates are left out: an
-AT changes no memory here. Source: Arm ARM C5.4, pseudocode ``AArch64.AT``, ``AArch64.S1Walk``.
+The rules are those of ``arch.translate``; only the memory differs: pages of data have no place in
+``State.mem`` (``machine.frames``), so the walk reads its tables with ``read_memory``. Hardware updates are
+left out: an AT changes no memory here. Source: Arm ARM C5.4, pseudocode ``AArch64.AT``, ``AArch64.S1Walk``.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.script import format_event, write_script
 from shadowmmu.events.words import (
     AT_OPERATIONS,
+    S1_REGISTERS,
     ScenarioError,
     WordError,
     attribute_letters,
@@ -260,14 +261,25 @@ def test_registers_and_at_instructions_there_and_back() -> None:
     script = "start base\ns1 ttbr0=0x80000000 tcr=0x580803519 sctlr=1 pan=1\ns1 pir=0xffffffffffffffff\n"
     ops = [word for word, _ in sorted(AT_OPERATIONS.items(), key=lambda item: item[1])]
     scenario = parse_scenario(script + "".join(f"at {op} 0xffff000000001000\n" for op in ops), "at")
-    assert [int(row["a"]) for row in scenario.events[:5]] == [0, 2, 3, 20, 14]
-    assert [int(row["b"]) for row in scenario.events[:5]] == [2 << 30, 0x5_8080_3519, 1, 1 << 22, 2**64 - 1]
-    assert [NAMES[int(row["a"])] for row in scenario.events[5:]] == [f"AT {op.upper()}" for op in ops]
+    first, second = scenario.events[:2].tolist()
+    assert first[3:] == (1 << 20 | 0b1101, 2 << 30, 0x5_8080_3519, 1, 1 << 22, 0)
+    assert second[3:] == (1 << 14, 2**64 - 1, 0, 0, 0, 0)
+    assert [NAMES[int(row["a"])] for row in scenario.events[2:]] == [f"AT {op.upper()}" for op in ops]
     assert len(ops) == 14
     assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
     for column, value in ((1 << 5, 0), (20, 1 << 23), (20, 5)):
         with pytest.raises(ValueError, match="no word"):
             register_word(column, value)
+
+
+def test_more_registers_than_an_event_holds() -> None:
+    words = [f"{name}={value}" for value, name in enumerate(S1_REGISTERS) if name != "pan"] + ["pan=1"]
+    scenario = parse_scenario(f"start base\ns1 {' '.join(words)}\n", "all")
+    assert [row[3:] for row in scenario.events.tolist()] == [
+        (0b11111, 0, 1, 2, 3, 4),
+        (1 << 20 | 7 << 13, 5, 6, 7, 1 << 22, 0),
+    ]
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
 
 
 def test_labels_keep_every_character_but_the_blanks_around_them() -> None:

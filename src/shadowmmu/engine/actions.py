@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1
+from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
 from shadowmmu.arch.fault import EXECUTE, WRITE
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
@@ -225,12 +225,15 @@ def report_touch(s: State, vcpu: int, left: Word) -> None:
 
 
 @inline
-def write_register(s: State, vcpu: int, op: Words) -> None:
-    """L1 writes a register of L2's stage 1; TCR2_EL1 comes with the bit of HCRX_EL2 that gives it effect."""
-    column = I64(op[A])
-    s.vcpus[vcpu, V_VIRTUAL + column] = op[B]
-    if column == C_TCR2_EL1:
-        s.vcpus[vcpu, V_VIRTUAL + C_HCRX_EL2] |= TCR2_ENABLED
+def write_registers(s: State, vcpu: int, op: Words) -> None:
+    """L1 writes registers of L2's stage 1; with TCR2_EL1 the bit of HCRX_EL2 that gives it effect."""
+    place = B
+    for column in range(ROW):
+        if (op[A] >> U64(column)) & ONE != ZERO:
+            s.vcpus[vcpu, V_VIRTUAL + column] = op[place]
+            place += 1
+            if column == C_TCR2_EL1:
+                s.vcpus[vcpu, V_VIRTUAL + C_HCRX_EL2] |= TCR2_ENABLED
 
 
 @kernel
@@ -269,7 +272,7 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     elif kind == PEEK:
         l1_load(s, vcpu, op[A])
     elif kind == S1:
-        write_register(s, vcpu, op)
+        write_registers(s, vcpu, op)
     return EVENT_DONE
 
 

@@ -278,11 +278,16 @@ def _word_access(reader: _Reader, command: Command, words: list[str], given: int
 
 
 def _s1(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    assignments = [assigned_register(word) for word in words[:given]]
-    for index, (column, value) in enumerate(assignments):
-        if column in [other for other, _ in assignments[:index]]:
-            raise WordError(words[index], "each register once")
-        reader.add(schema.S1, column, value)
+    values: dict[int, int] = {}
+    for word in words[:given]:
+        column, value = assigned_register(word)
+        if column in values:
+            raise WordError(word, "each register once")
+        values[column] = value
+    columns = sorted(values)
+    for first in range(0, len(columns), schema.S1_VALUES):
+        some = columns[first : first + schema.S1_VALUES]
+        reader.add(schema.S1, sum(1 << column for column in some), *(values[column] for column in some))
 
 
 def _at(reader: _Reader, command: Command, words: list[str], given: int) -> None:

@@ -52,7 +52,9 @@ def format_event(scenario: Scenario, index: int) -> str:
     if kind == schema.PEEK:
         return f"peek {a:#x}"
     if kind == schema.S1:
-        return f"s1 {register_word(a, b)}"
+        columns = [column for column in range(a.bit_length()) if a >> column & 1]
+        values = (b, c, d, e, f)
+        return " ".join(["s1", *(register_word(*pair) for pair in zip(columns, values, strict=False))])
     if kind == schema.AT:
         return f"at {_AT_WORDS[a]} {b:#x}"
     if kind == schema.MPROTECT:

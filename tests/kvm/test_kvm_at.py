@@ -150,6 +150,31 @@ def test_a_table_that_stage_2_hides_is_a_fault_on_the_walk() -> None:
     assert [par for par, _ in beyond] == [0x82F]
 
 
+def test_hierarchical_permissions_count_unless_hpd_says_no() -> None:
+    table = "poke 0x41000000 0x2000000080001003\n"  # APTable: nothing for EL0 below
+    assert [par for par, _ in asked(table + "at s1e0r 0x0\nat s1e1r 0x0")] == [S1_PERMISSION, OK]
+    disabled = table + "s1 tcr=0x20580803519\nat s1e0r 0x0\n"
+    assert asked(disabled + TOUCH + "at s1e0r 0x0") == [(OK, 1), (OK_BY_CPU, 0)]
+
+
+def swapped(word: int) -> int:
+    return int.from_bytes(word.to_bytes(8, "little"), "big")
+
+
+def test_tables_of_the_other_byte_order() -> None:
+    words = {0x4100_0000: 0x8000_1003, 0x4100_1000: 0x8000_2003, 0x4100_2000: 0x9000_0343}
+    tables = "".join(f"poke {at:#x} {swapped(word):#x}\n" for at, word in words.items())
+    script = tables + "s1 sctlr=0x32d00805 tcr=0x8580803519\nat s1e1r 0x0\n"
+    assert asked(script + TOUCH + "at s1e1r 0x0") == [(OK, 1), (OK_BY_CPU, 0)]
+    assert Vm(GUEST + script).end().guest_word(0x4100_2000) == swapped(0x9000_0743)
+
+
+def test_a_root_beyond_the_output_size_is_refused_though_the_shadow_maps_it() -> None:
+    beyond = "map 0x180000000 0x41000000 16k 3 rw\ntouch r 0x180000000\ns1 ttbr0=0x180000000 "
+    assert asked(beyond + "tcr=0x580803519\n" + TOUCH + "at s1e1r 0x0") == [(OK_BY_CPU, 0)]
+    assert asked(beyond + "tcr=0x80803519\n" + TOUCH + "at s1e1r 0x0") == [(0x801, 1)]
+
+
 def test_with_stage_2_off_nested_addresses_are_canonical() -> None:
     script = "vm 0\npoke 0x41000000 0x41001003\npoke 0x41001000 0x41002003\ns1 ttbr0=0x41000000\n"
     shadowed = "codeat 0x40050000\ntouch r 0x41000000 4096 3\nat s12e1r 0x0\n"
@@ -206,6 +231,11 @@ def test_an_access_flag_fault_of_el2s_regime_is_walked_again(e2h0: int) -> None:
 
 def test_el2_takes_no_upper_half_without_e2h() -> None:
     assert of_el2(f"at s1e2r {1 << 55:#x}", 1) == [(0x801, 1)]
+
+
+def test_el2_with_e2h_has_an_upper_half() -> None:
+    upper = {"TTBR1_EL2": 0x4120_0000, "TCR_EL2": 0x5_8019_3519}
+    assert of_el2("at s1e2r 0xffffff8000000000", 0, **upper) == [(0xFF00_0000_4110_0B80, 0)]
 
 
 def test_a_host_at_el2_and_el0_is_one_stage() -> None:

@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadowmmu.arch.operation import NAMES
 from shadowmmu.events import schema
 from shadowmmu.events.commands import COMMANDS
 from shadowmmu.events.scenario import parse_scenario, read_scenario
 from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.script import format_event, write_script
 from shadowmmu.events.words import (
+    AT_OPERATIONS,
+    S1_REGISTERS,
     ScenarioError,
     WordError,
     attribute_letters,
@@ -25,6 +28,7 @@ from shadowmmu.events.words import (
     number,
     protection,
     protection_letters,
+    register_word,
     size_word,
 )
 from shadowmmu.formats.runs import KernelRun, bundled_runs, read_runs
@@ -121,6 +125,16 @@ def test_host_ranges(name: str) -> None:
 
 
 WRONG = [
+    ("start base\nat s1e3r 0x0", 2, "s1e3r", "s12e0w"),
+    ("start base\nat s1e1r", 2, "at s1e1r", "at OP VA"),
+    ("start base\nat s1e1r x", 2, "x", "a VA"),
+    ("at s1e1r 0x0", 1, "at", "'start' first"),
+    ("start base\ns1", 2, "s1", "s1 REGISTER=VALUE"),
+    ("start base\ns1 ttbr2=1", 2, "ttbr2=1", "ttbr0, ttbr1"),
+    ("start base\ns1 tcr", 2, "tcr", "REGISTER=VALUE"),
+    ("start base\ns1 tcr=", 2, "", "a value of tcr"),
+    ("start base\ns1 pan=2", 2, "pan=2", "pan=0 or pan=1"),
+    ("start base\ns1 tcr=1 tcr=1", 2, "tcr=1", "each register once"),
     ("start base\nstart base", 2, "start", "described before"),
     ("start base\nmem 64M", 2, "mem", "described before"),
     ("start base\nvcpus 2", 2, "vcpus", "described before"),
@@ -241,6 +255,31 @@ def test_letters_and_sizes_there_and_back() -> None:
         attribute_letters(0)
     for size in (0, 1, 4096, 65536, 3 << 20, 1 << 30, 4097):
         assert number(size_word(size)) == size
+
+
+def test_registers_and_at_instructions_there_and_back() -> None:
+    script = "start base\ns1 ttbr0=0x80000000 tcr=0x580803519 sctlr=1 pan=1\ns1 pir=0xffffffffffffffff\n"
+    ops = [word for word, _ in sorted(AT_OPERATIONS.items(), key=lambda item: item[1])]
+    scenario = parse_scenario(script + "".join(f"at {op} 0xffff000000001000\n" for op in ops), "at")
+    first, second = scenario.events[:2].tolist()
+    assert first[3:] == (1 << 20 | 0b1101, 2 << 30, 0x5_8080_3519, 1, 1 << 22, 0)
+    assert second[3:] == (1 << 14, 2**64 - 1, 0, 0, 0, 0)
+    assert [NAMES[int(row["a"])] for row in scenario.events[2:]] == [f"AT {op.upper()}" for op in ops]
+    assert len(ops) == 14
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+    for column, value in ((1 << 5, 0), (20, 1 << 23), (20, 5)):
+        with pytest.raises(ValueError, match="no word"):
+            register_word(column, value)
+
+
+def test_more_registers_than_an_event_holds() -> None:
+    words = [f"{name}={value}" for value, name in enumerate(S1_REGISTERS) if name != "pan"] + ["pan=1"]
+    scenario = parse_scenario(f"start base\ns1 {' '.join(words)}\n", "all")
+    assert [row[3:] for row in scenario.events.tolist()] == [
+        (0b11111, 0, 1, 2, 3, 4),
+        (1 << 20 | 7 << 13, 5, 6, 7, 1 << 22, 0),
+    ]
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
 
 
 def test_labels_keep_every_character_but_the_blanks_around_them() -> None:

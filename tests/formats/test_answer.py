@@ -112,6 +112,7 @@ def test_records_of_single_lines() -> None:
     )
     assert read_record("peek 0x41000000 = 0xff", "p", 1) == Printed("peek", {"at": 0x41000000, "value": 255})
     assert read_record("peek 010 = 0", "p", 1) == Printed("peek", {"at": 8, "value": 0})
+    assert read_record("par 0x809", "p", 1) == Printed("par", {"value": 0x809})
     assert read_record("dirty: total=0", "p", 1) == Printed("dirty", {"total": 0})
     assert read_record("munmap cipa=0x41000000 size=0 r=-1 ns=5", "p", 1).fields["r"] == -1  # type: ignore[union-attr]
     assert read_record("MMIO addr=0x9000010 len=8 write=1", "p", 1) == Printed(
@@ -123,6 +124,7 @@ def test_records_of_single_lines() -> None:
     for line in (
         "",
         "peek x = 0",
+        "par x",
         "slot on ns=1",
         "touch r addr=1",
         "DIE CREATE_VM errno=22 (Invalid argument)",

@@ -54,9 +54,9 @@ def test_an_edited_kernel_changes_the_fingerprint(package: Path, path: str) -> N
 
 def test_a_new_and_a_renamed_module_change_the_fingerprint(package: Path) -> None:
     before = compiled.kernel_fingerprint()
-    (package / "kvm" / "at.py").touch()
+    (package / "kvm" / "vgic.py").touch()
     added = compiled.kernel_fingerprint()
-    (package / "kvm" / "at.py").rename(package / "kvm" / "vncr.py")
+    (package / "kvm" / "vgic.py").rename(package / "kvm" / "vncr.py")
     assert len({before, added, compiled.kernel_fingerprint()}) == 3
 
 

@@ -384,6 +384,31 @@ def failed(at: Output, first: Output) -> Account:
 
 
 @inline
+def stage1_account(first: Output, s1: Stage1, tags: bool) -> Account:
+    """The account of a translation that ends with stage 1; ``tags``: memory can be tagged."""
+    if first.fault != NONE:
+        return failed(first, first)
+    attribute = stage1_attribute(s1, first.descriptor, tags)
+    return Account(
+        NONE,
+        first.level,
+        1,
+        False,
+        first.output,
+        first.output,
+        attribute,
+        a.effective_shareability(attribute, stage1_shareability(s1, first.descriptor)),
+        first.descriptor,
+        first.level,
+        first.word,
+        first.tables,
+        ZERO,
+        0,
+        ZERO,
+    )
+
+
+@inline
 def pan_applies(row_pan: bool, access: Access, machine: Implementation) -> bool:
     """Whether PSTATE.PAN holds the access back: privileged data accesses of regimes that have an EL0."""
     return row_pan and access.pan and access.regime != EL2 and machine_has_pan(machine)
@@ -418,28 +443,11 @@ def translate_decoded(
 ) -> Account:
     """``translate`` after the registers have been decoded; ``held``: PAN applies to this access."""
     first = stage1_output(mem, s1, s2, access, va, held, machine.pa_bits, update)
-    if first.fault != NONE:
-        return failed(first, first)
-    attribute = stage1_attribute(s1, first.descriptor, machine_has_tags(machine))
+    tags = machine_has_tags(machine)
+    if first.fault != NONE or not (access.both_stages and s2.enabled):
+        return stage1_account(first, s1, tags)
+    attribute = stage1_attribute(s1, first.descriptor, tags)
     shareability = stage1_shareability(s1, first.descriptor)
-    if not (access.both_stages and s2.enabled):
-        return Account(
-            NONE,
-            first.level,
-            1,
-            False,
-            first.output,
-            first.output,
-            attribute,
-            a.effective_shareability(attribute, shareability),
-            first.descriptor,
-            first.level,
-            first.word,
-            first.tables,
-            ZERO,
-            0,
-            ZERO,
-        )
     writes = access.kind == WRITE
     second = stage2_output(mem, s2, first.output, access.kind, access.el, False, writes, update)
     if second.fault != NONE:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
 from shadowmmu.arch.fault import EXECUTE, WRITE
-from shadowmmu.arch.registers import HCR_EL2
+from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 from shadowmmu.events.schema import (
+    AT,
     COLLAPSE,
     DONTNEED,
     HOST_WRITE,
@@ -28,6 +30,7 @@ from shadowmmu.events.schema import (
     PEEK,
     POKE,
     PUNCH,
+    S1,
     SET_STAGE2,
     SLOT,
     TLBI,
@@ -39,6 +42,7 @@ from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
 from shadowmmu.guest.hypervisor import (
     answer_mailbox,
     boot_l1,
+    l1_at,
     l1_load,
     l1_store,
     new_table,
@@ -82,7 +86,7 @@ from shadowmmu.host.layout import (
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
-from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
+from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
 from shadowmmu.machine.counters import GUEST_ABORTS
@@ -94,6 +98,7 @@ EVENT_DONE: Final = 1
 EVENT_STUCK: Final = 2
 
 HCR_VM: Final = HCR_EL2.mask("VM")
+TCR2_ENABLED: Final = HCRX_EL2.mask("TCR2En")
 VMID_SHIFT: Final = U64(48)
 LEVEL_1: Final = U64(1)
 LEVEL_2: Final = U64(2)
@@ -219,6 +224,27 @@ def report_touch(s: State, vcpu: int, left: Word) -> None:
     observe(s, HVC, row[V_ESR], row[V_FAR], row[V_HPFAR], row[V_ELR], left)
 
 
+@inline
+def write_registers(s: State, vcpu: int, op: Words) -> None:
+    """L1 writes registers of L2's stage 1; with TCR2_EL1 the bit of HCRX_EL2 that gives it effect."""
+    place = B
+    for column in range(ROW):
+        if (op[A] >> U64(column)) & ONE != ZERO:
+            s.vcpus[vcpu, V_VIRTUAL + column] = op[place]
+            place += 1
+            if column == C_TCR2_EL1:
+                s.vcpus[vcpu, V_VIRTUAL + C_HCRX_EL2] |= TCR2_ENABLED
+
+
+@kernel
+def execute_at(s: State, vcpu: int, op: Words) -> int:
+    """L1 executes an AT and stores PAR_EL1 in its mailbox."""
+    if l1_at(s, vcpu, I64(op[A]), op[B]) == STUCK:
+        return EVENT_STUCK
+    answer_mailbox(s, vcpu)
+    return EVENT_DONE
+
+
 @kernel
 def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     """Commands of L1, and L2's run."""
@@ -232,6 +258,8 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
         return unmap_guest(s, vcpu, op)
     if kind == SET_STAGE2:
         return set_stage2(s, vcpu, op)
+    if kind == AT:
+        return execute_at(s, vcpu, op)
     if kind == TLBI:
         handle_tlbi(s, vcpu, I64(op[A]), op[B])
     elif kind == VM:
@@ -243,6 +271,8 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
         l1_store(s, vcpu, op[A], op[B])
     elif kind == PEEK:
         l1_load(s, vcpu, op[A])
+    elif kind == S1:
+        write_registers(s, vcpu, op)
     return EVENT_DONE
 
 

@@ -8,14 +8,16 @@ from typing import cast
 import numpy as np
 
 from shadowmmu.arch.registers import HCR_EL2
-from shadowmmu.compiled import I64, Words, kernel
+from shadowmmu.compiled import I64, U64, Word, Words, kernel
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import CATALOGUE, Design
 from shadowmmu.events.schema import Scenario
 from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
 from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.host.setup import Backing, host_arrays, host_setup
+from shadowmmu.kvm.at import VARIANTS
 from shadowmmu.kvm.layout import (
+    K_AT,
     K_SLOTS,
     NO_MMU,
     S_BASE,
@@ -44,6 +46,7 @@ from shadowmmu.machine.state import (
 from shadowmmu.pgtable.context import MMU_COLUMNS, R_SHADOWS, init_context
 
 HCR_VM = HCR_EL2["VM"].mask
+HCR_E2H = HCR_EL2["E2H"].mask
 DEFAULT_VM_IPA_BITS = 40
 
 
@@ -58,12 +61,17 @@ class Machine:
     """Keep what the judge needs (births, deaths, refaults); costs time and memory."""
     logged: bool = False
     """Keep the observation log."""
+    at: str = "linux-7.3.4"
+    """How L0 emulates AT (``kvm.at.VARIANTS``)."""
     frames: int = 1024
     """Table frames to start with; the arrays double when they run out."""
 
 
 def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
-    """The machine of ``scenario``; L1 boots when the first events run. KeyError for an unknown design."""
+    """The machine of ``scenario``; L1 boots when the first events run.
+
+    Raises KeyError for an unknown design or variant of AT.
+    """
     chosen = CATALOGUE[design]
     state = _allocate(scenario, machine, chosen)
     regs = state.regs
@@ -77,6 +85,7 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     regs[R_LOG_ON] = machine.logged
     regs[R_SHADOWS] = SHADOWS_PER_VCPU * scenario.vcpus
     regs[K_SLOTS] = 1
+    regs[K_AT] = VARIANTS[machine.at]
     regs[G_MEMORY] = scenario.memory_bytes
     state.slots[0, S_BASE] = RAM_BASE
     state.slots[0, S_SIZE] = scenario.memory_bytes
@@ -84,7 +93,8 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     state.slots[0, S_DIRTY_WORD] = 0
     host_setup(state, scenario.memory_bytes, cast("Backing", scenario.backing))
     canonical_bits = min(scenario.vm_ipa_bits or DEFAULT_VM_IPA_BITS, machine.ipa_limit_bits)
-    start_vm(state, canonical_bits, machine.ipa_limit_bits, chosen.number)
+    hcr = U64(HCR_VM if scenario.e2h0 else HCR_VM | HCR_E2H)
+    start_vm(state, canonical_bits, machine.ipa_limit_bits, chosen.number, hcr)
     return state
 
 
@@ -118,8 +128,8 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
 
 
 @kernel
-def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int) -> None:
-    """Create the stage-2 contexts and plug in the design."""
+def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int, hcr: Word) -> None:
+    """Create the stage-2 contexts and plug in the design; ``hcr``: L1's virtual HCR_EL2."""
     init_context(s, 0, canonical_bits)
     for mmu in range(1, I64(s.regs[R_SHADOWS]) + 1):
         init_context(s, mmu, limit_bits)
@@ -127,7 +137,7 @@ def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int) -> Non
     design_init(s, design)
     for vcpu in range(len(s.vcpus)):
         s.vcpus[vcpu, V_HW_MMU] = NO_MMU
-        s.vcpus[vcpu, V_HCR] = HCR_VM
+        s.vcpus[vcpu, V_HCR] = hcr
         load_canonical(s, vcpu)
 
 

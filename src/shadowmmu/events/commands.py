@@ -56,6 +56,8 @@ _LIST = (
     Command("vm", "vm [0|1]", 0, 1, "after", schema.VM),
     Command("poke", "poke CIPA [VALUE]", 1, 2, "after", schema.POKE),
     Command("peek", "peek CIPA", 1, 1, "after", schema.PEEK),
+    Command("s1", "s1 REGISTER=VALUE ...", 1, 9, "after", schema.S1),
+    Command("at", "at OP VA", 2, 2, "after", schema.AT),
     Command("nop", "nop", 0, 0, "after", schema.NOP),
     _host("dontneed", schema.DONTNEED),
     _host("munmap", schema.MUNMAP),

@@ -24,6 +24,8 @@ from shadowmmu.events.schema import (
 from shadowmmu.events.words import (
     ScenarioError,
     WordError,
+    assigned_register,
+    at_operation,
     attributes,
     number,
     protection,
@@ -275,6 +277,23 @@ def _word_access(reader: _Reader, command: Command, words: list[str], given: int
         reader.add(command.kind, canonical_ipa)
 
 
+def _s1(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    values: dict[int, int] = {}
+    for word in words[:given]:
+        column, value = assigned_register(word)
+        if column in values:
+            raise WordError(word, "each register once")
+        values[column] = value
+    columns = sorted(values)
+    for first in range(0, len(columns), schema.S1_VALUES):
+        some = columns[first : first + schema.S1_VALUES]
+        reader.add(schema.S1, sum(1 << column for column in some), *(values[column] for column in some))
+
+
+def _at(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(schema.AT, at_operation(words[0]), number(words[1], "a VA"))
+
+
 def _host_range(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.add(command.kind, *reader.canonical_range(words[0], words[1]))
 
@@ -317,6 +336,8 @@ _HANDLERS: dict[str, _Handler] = {
     "tlbi": _tlbi,
     "poke": _word_access,
     "peek": _word_access,
+    "s1": _s1,
+    "at": _at,
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),

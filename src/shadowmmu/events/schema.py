@@ -43,6 +43,8 @@ TLBI = 5
 VM = 6
 POKE = 7
 PEEK = 8
+S1 = 9
+AT = 10
 DONTNEED = 16
 MUNMAP = 17
 MMAP = 18
@@ -105,6 +107,13 @@ class KindSpec:
 
 _RANGE = ("canonical_ipa", "size in bytes")
 
+_S1_REGISTERS = (
+    "registers, a bit each: 0 TTBR0_EL1, 1 TTBR1_EL1, 2 TCR_EL1, 3 SCTLR_EL1, 4 MAIR_EL1, 13 TCR2_EL1, "
+    "14 PIR_EL1, 15 PIRE0_EL1, 20 PSTATE of L1 (columns of arch.context)"
+)
+S1_VALUES = 5
+"""Registers that one S1 writes at most."""
+
 _TLBI_KINDS = (
     "kind: 0 IPAS2E1IS, 1 IPAS2LE1IS, 2 RIPAS2E1IS, 3 RIPAS2LE1IS, 4 VMALLS12E1IS, 5 ALLE1IS, "
     "6 VMALLE1IS, 7 IPAS2E1, 8 VMALLS12E1"
@@ -153,6 +162,13 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(VM, "VM", "L1 sets HCR_EL2.VM", ("0 or 1",)),
     KindSpec(POKE, "POKE", "L1 stores 8 bytes", ("canonical_ipa", "value")),
     KindSpec(PEEK, "PEEK", "L1 loads 8 bytes", ("canonical_ipa",)),
+    KindSpec(
+        S1,
+        "S1",
+        "L1 writes up to five registers of L2's stage 1",
+        (_S1_REGISTERS, "value of the lowest bit", "of the next", "of the third", "fourth", "fifth"),
+    ),
+    KindSpec(AT, "AT", "L1 executes an AT instruction", ("operation, as in arch.operation", "va")),
     KindSpec(DONTNEED, "DONTNEED", "the VMM's madvise(MADV_DONTNEED)", _RANGE),
     KindSpec(MUNMAP, "MUNMAP", "the VMM's munmap", _RANGE),
     KindSpec(MMAP, "MMAP", "the VMM maps fresh anonymous memory over the range", _RANGE),

@@ -5,10 +5,17 @@ from __future__ import annotations
 from shadowmmu.events import schema
 from shadowmmu.events.commands import HOST_COMMAND
 from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCR, Scenario
-from shadowmmu.events.words import attribute_letters, protection_letters, size_word
+from shadowmmu.events.words import (
+    AT_OPERATIONS,
+    attribute_letters,
+    protection_letters,
+    register_word,
+    size_word,
+)
 
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
+_AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
 _BARE = {schema.NOP: "nop", schema.GETLOG: "getlog"}
 
 
@@ -44,6 +51,12 @@ def format_event(scenario: Scenario, index: int) -> str:
         return f"poke {a:#x} {b:#x}"
     if kind == schema.PEEK:
         return f"peek {a:#x}"
+    if kind == schema.S1:
+        columns = [column for column in range(a.bit_length()) if a >> column & 1]
+        values = (b, c, d, e, f)
+        return " ".join(["s1", *(register_word(*pair) for pair in zip(columns, values, strict=False))])
+    if kind == schema.AT:
+        return f"at {_AT_WORDS[a]} {b:#x}"
     if kind == schema.MPROTECT:
         return f"mprotect {a:#x} {size_word(b)} {protection_letters(c)}"
     if kind == schema.DUMP:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 
+from shadowmmu.arch import context as c
+from shadowmmu.arch.operation import NAMES
+from shadowmmu.arch.registers import PSTATE
 from shadowmmu.errors import InputError
 from shadowmmu.events.schema import PROT_READ, PROT_WRITE
 
@@ -26,6 +29,26 @@ NORMAL_MEMORY = 0xF << 2 | 3 << 8
 
 ATTRIBUTE_LETTERS = "rwxac"
 NO_LETTERS = ("0", "-")
+
+AT_OPERATIONS = {
+    name.removeprefix("AT ").lower(): number for number, name in enumerate(NAMES) if name.startswith("AT ")
+}
+"""The operand of ``at``: ``s1e1r``, ``s12e0w`` and so on."""
+
+S1_REGISTERS = {
+    "ttbr0": c.C_TTBR0_EL1,
+    "ttbr1": c.C_TTBR1_EL1,
+    "tcr": c.C_TCR_EL1,
+    "sctlr": c.C_SCTLR_EL1,
+    "mair": c.C_MAIR_EL1,
+    "tcr2": c.C_TCR2_EL1,
+    "pir": c.C_PIR_EL1,
+    "pire0": c.C_PIRE0_EL1,
+    "pan": c.C_PSTATE,
+}
+"""What ``s1`` sets: registers of L2's stage 1, and L1's own PSTATE.PAN."""
+
+PAN_SHIFT = PSTATE["PAN"].lsb
 
 
 class ScenarioError(InputError):
@@ -83,6 +106,35 @@ def attributes(word: str) -> int:
     bits |= 0 if "a" in letters else ACCESS_FLAG
     bits |= CONTIGUOUS if "c" in letters else 0
     return bits
+
+
+def at_operation(word: str) -> int:
+    """The number of an AT instruction (``arch.operation``). Raises WordError for another word."""
+    if word not in AT_OPERATIONS:
+        raise WordError(word, "an AT instruction: " + ", ".join(AT_OPERATIONS))
+    return AT_OPERATIONS[word]
+
+
+def assigned_register(word: str) -> tuple[int, int]:
+    """The register (a column of ``arch.context``) and the value of ``name=value``. Raises WordError."""
+    name, equals, value = word.partition("=")
+    if not equals or name not in S1_REGISTERS:
+        raise WordError(word, "REGISTER=VALUE, where the register is one of " + ", ".join(S1_REGISTERS))
+    if name == "pan":
+        if value not in ("0", "1"):
+            raise WordError(word, "pan=0 or pan=1")
+        return S1_REGISTERS[name], int(value) << PAN_SHIFT
+    return S1_REGISTERS[name], number(value, f"a value of {name}")
+
+
+def register_word(column: int, value: int) -> str:
+    """The word that ``assigned_register`` reads as this. Raises ValueError when there is none."""
+    for name, known in S1_REGISTERS.items():
+        if known == column:
+            word = f"pan={value >> PAN_SHIFT & 1}" if name == "pan" else f"{name}={value:#x}"
+            if assigned_register(word) == (column, value):
+                return word
+    raise ValueError(f"no word sets column {column} to {value:#x}")
 
 
 def attribute_letters(bits: int) -> str:

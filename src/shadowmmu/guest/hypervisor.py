@@ -11,7 +11,7 @@ from typing import Final
 from shadowmmu.arch.fault import EXECUTE, READ, WRITE
 from shadowmmu.arch.stage2 import OA_BITS, TABLE_TYPE
 from shadowmmu.compiled import U64, Word, kernel
-from shadowmmu.guest.cpu import access_until_done, l1_address
+from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, l1_address
 from shadowmmu.guest.layout import (
     G_POOL,
     L1_LOOP_PAGE,
@@ -23,6 +23,7 @@ from shadowmmu.guest.layout import (
     ZERO,
 )
 from shadowmmu.host.layout import PAGE_SIZE
+from shadowmmu.kvm.at import handle_at
 from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import State
 
@@ -72,6 +73,15 @@ def l1_load(s: State, vcpu: int, canonical_ipa: Word) -> Word:
     """Load 8 bytes of L1's memory; zero where nothing backs it."""
     pa = l1_address(s, vcpu, canonical_ipa, READ)
     return read_memory(s, pa) if pa != ZERO else ZERO
+
+
+@kernel
+def l1_at(s: State, vcpu: int, operation: int, va: Word) -> int:
+    """Execute an AT until L0 lets it pass: DONE, or STUCK after as many tries as an access has."""
+    for _attempt in range(TRIES):
+        if handle_at(s, vcpu, operation, va):
+            return DONE
+    return STUCK
 
 
 @kernel

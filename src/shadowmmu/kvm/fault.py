@@ -30,6 +30,7 @@ from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
 from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.kvm.layout import (
+    EAGAIN,
     EFAULT_EXIT,
     INJECTED,
     K_IN_PROGRESS,
@@ -125,7 +126,7 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
     mmu = hw_mmu(s, vcpu)
     s.count[GUEST_ABORTS] += 1
     observe(s, GUEST_FAULT, abort.ipa, abort.esr, abort.va, abort.pc, U64(mmu))
-    walk = GuestWalk(NONE, 0, abort.ipa, BIG, ZERO)
+    walk = GuestWalk(NONE, 0, abort.ipa, BIG, ZERO, 0)
     nested = mmu != CANONICAL and s.mmus[mmu, M_ENABLED] != ZERO
     if mmu == CANONICAL:
         s.count[FAULTS_CANONICAL] += 1
@@ -135,6 +136,8 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
         return inject_fault(s, vcpu, abort, ADDRESS_SIZE, 0)
     if nested:
         walk = walk_guest_stage2(s, s.vcpus[vcpu, V_VTTBR], s.vcpus[vcpu, V_VTCR], abort.ipa, False)
+        if walk.code == EAGAIN:
+            return RESUME
         if walk.fault != NONE:
             return inject_fault(s, vcpu, abort, walk.fault, walk.level)
         if abort.kind == PERMISSION and not stage2_permits(walk.descriptor, abort.access):

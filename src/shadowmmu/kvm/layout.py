@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from shadowmmu.arch.context import C_HCR_EL2, C_VTCR_EL2, C_VTTBR_EL2, ROW
 from shadowmmu.compiled import U64
 from shadowmmu.machine.state import R_KVM
 
@@ -12,18 +13,25 @@ K_NEXT: Final = R_KVM + 1
 K_SEQ: Final = R_KVM + 2
 K_IN_PROGRESS: Final = R_KVM + 3
 K_SLOTS: Final = R_KVM + 4
+K_AT: Final = R_KVM + 5
+K_RACES: Final = R_KVM + 6
+"""How many compare-and-swaps of L1's descriptors lose their race from now on (injected)."""
 
-# Columns of a virtual CPU (``State.vcpus``).
+# Columns of a virtual CPU (``State.vcpus``). Two context rows (``arch.context``) stand in them: L1's virtual
+# registers, and those that L0 loads into the CPU to execute an AT for L1.
 V_HW_MMU: Final = 0
-V_VTTBR: Final = 1
-V_VTCR: Final = 2
-V_HCR: Final = 3
-V_ESR: Final = 4
-V_FAR: Final = 5
-V_HPFAR: Final = 6
-V_ELR: Final = 7
-V_REQUESTS: Final = 8
-VCPU_COLUMNS: Final = 12
+V_REQUESTS: Final = 1
+V_ESR: Final = 2
+V_FAR: Final = 3
+V_HPFAR: Final = 4
+V_ELR: Final = 5
+V_PAR: Final = 6
+V_VIRTUAL: Final = 8
+V_LOADED: Final = V_VIRTUAL + ROW
+VCPU_COLUMNS: Final = V_LOADED + ROW
+V_VTTBR: Final = V_VIRTUAL + C_VTTBR_EL2
+V_VTCR: Final = V_VIRTUAL + C_VTCR_EL2
+V_HCR: Final = V_VIRTUAL + C_HCR_EL2
 
 NO_MMU: Final = U64(0xFFFF)
 REQUEST_UNMAP: Final = U64(1)
@@ -38,6 +46,11 @@ SLOT_COLUMNS: Final = 6
 
 SLOT_LOG_DIRTY: Final = U64(1)
 SLOT_READONLY: Final = U64(2)
+
+# What functions of the kernel return besides 0: 1 for a fault that L1 gets, else an error number.
+FAULT_OF_L1: Final = 1
+EAGAIN: Final = -11
+EFAULT: Final = -14
 
 # Outcomes of an abort.
 RESUME: Final = 0

@@ -39,7 +39,16 @@ from shadowmmu.arch.stage2 import (
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.layout import ONE, S_FLAGS, SLOT_READONLY, ZERO
+from shadowmmu.kvm.layout import (
+    EAGAIN,
+    EFAULT,
+    FAULT_OF_L1,
+    K_RACES,
+    ONE,
+    S_FLAGS,
+    SLOT_READONLY,
+    ZERO,
+)
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, mark_dirty, slot_hva
 from shadowmmu.machine.counters import GUEST_DESCRIPTORS_READ
@@ -56,19 +65,24 @@ MAX_INPUT_BITS: Final = 48
 
 
 class GuestWalk(NamedTuple):
-    """What L1's table says: ``fault`` NONE or the kind L1 gets; the leaf's output, size, descriptor."""
+    """What L1's table says: ``fault`` NONE or the kind L1 gets; the leaf's output, size, descriptor.
+
+    ``code`` is what the kernel's function returns: 0, FAULT_OF_L1, or an error number. An abort forwards
+    both kinds of failure to L1, but for EAGAIN; AT S12 replays the instruction for every error number.
+    """
 
     fault: int
     level: int
     output: Word
     size: Word
     descriptor: Word
+    code: int
 
 
 @inline
-def fault_at(kind: int, level: int) -> GuestWalk:
+def fault_at(kind: int, level: int, code: int) -> GuestWalk:
     """A walk that ended in a fault."""
-    return GuestWalk(kind, level, ZERO, ZERO, ZERO)
+    return GuestWalk(kind, level, ZERO, ZERO, ZERO, code)
 
 
 class GuestWord(NamedTuple):
@@ -105,20 +119,26 @@ def read_guest(s: State, canonical_ipa: Word, probe: bool) -> GuestWord:
 
 
 @kernel
-def set_guest_access_flag(s: State, canonical_ipa: Word, descriptor: Word) -> bool:
-    """Set AF in L1's descriptor, as ``__kvm_at_swap_desc`` does; False where L1's memory refuses."""
+def swap_guest_word(s: State, canonical_ipa: Word, value: Word) -> int:
+    """Replace a descriptor in L1's memory; 0, EAGAIN where another CPU was first, EFAULT where it cannot be.
+
+    Mirrors ``__kvm_at_swap_desc``, Linux 7.3.4. Nobody races in one thread: ``K_RACES`` says who loses.
+    """
     slot = find_slot(s, canonical_ipa)
     if slot == NO_SLOT or s.slots[slot, S_FLAGS] & SLOT_READONLY != ZERO:
-        return False
+        return EFAULT
     hva = slot_hva(s, slot, canonical_ipa)
     steps = plan_touch(s, hva, True)
     if steps < 0:
-        return False
+        return EFAULT
     run_host_plan(s, steps)
+    if s.regs[K_RACES] != ZERO:
+        s.regs[K_RACES] -= ONE
+        return EAGAIN
     page = translate(s, hva)
-    write_memory(s, page.pa + (canonical_ipa & (PAGE_BYTES - ONE)), descriptor | AF)
+    write_memory(s, page.pa + (canonical_ipa & (PAGE_BYTES - ONE)), value)
     mark_dirty(s, slot, canonical_ipa)
-    return True
+    return 0
 
 
 @inline
@@ -162,12 +182,12 @@ def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe
     pa_bits = I64(s.regs[R_PA_BITS])
     r = stage2_regime(vtcr & VTCR_OFFERED, pa_bits)
     if r.ia_bits < MIN_INPUT_BITS or r.ia_bits > MAX_INPUT_BITS:
-        return fault_at(ADDRESS_SIZE, 0)  # Linux leaves ESR's FSC at 0 here
+        return fault_at(ADDRESS_SIZE, 0, EFAULT)  # Linux leaves ESR's FSC at 0 here
     if not base_within_limits(r, pa_bits):
-        return fault_at(TRANSLATION, 0)
+        return fault_at(TRANSLATION, 0, EFAULT)
     base = root_base(r, vttbr)
     if base >> U64(r.oa_bits) != ZERO:
-        return fault_at(ADDRESS_SIZE, 0)
+        return fault_at(ADDRESS_SIZE, 0, FAULT_OF_L1)
     level = r.start_level
     # Linux 7.3.4 masks the address to the input size instead of refusing what is beyond it.
     ipa = nested_ipa & ((ONE << U64(r.ia_bits)) - ONE)
@@ -175,15 +195,15 @@ def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe
     while True:
         word = read_guest(s, entry, probe)
         if not word.found:
-            return fault_at(EXTERNAL_WALK, level)
+            return fault_at(EXTERNAL_WALK, level, EFAULT)
         descriptor = word.value
         if descriptor & VALID == ZERO:
-            return fault_at(TRANSLATION, level)
+            return fault_at(TRANSLATION, level, FAULT_OF_L1)
         if level == 3 or descriptor & TABLE == ZERO:
             update = vtcr & VTCR_HA != ZERO
             return guest_leaf(s, r, level, descriptor, entry, ipa, update, probe)
         if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
-            return fault_at(ADDRESS_SIZE, level)
+            return fault_at(ADDRESS_SIZE, level, FAULT_OF_L1)
         level += 1
         index = (ipa >> U64(level_shift(r, level))) & ((ONE << U64(r.stride)) - ONE)
         entry = table_address(r, descriptor) + (index << THREE)
@@ -202,18 +222,20 @@ def guest_leaf(
 ) -> GuestWalk:
     """The end of the walk: checks of the leaf, the access flag, the output address."""
     if level == 3 and descriptor & PAGE_BIT == ZERO:
-        return fault_at(TRANSLATION, level)
+        return fault_at(TRANSLATION, level, FAULT_OF_L1)
     if level < r.block_level:
-        return fault_at(TRANSLATION, level)
+        return fault_at(TRANSLATION, level, FAULT_OF_L1)
     if (descriptor & OA_BITS) >> U64(r.oa_bits) != ZERO:
-        return fault_at(ADDRESS_SIZE, level)
+        return fault_at(ADDRESS_SIZE, level, FAULT_OF_L1)
     if descriptor & AF == ZERO:
         if not update:
-            return fault_at(ACCESS_FLAG, level)
-        if not probe and not set_guest_access_flag(s, entry, descriptor):
-            return fault_at(EXTERNAL_WALK, level)
+            return fault_at(ACCESS_FLAG, level, FAULT_OF_L1)
         descriptor |= AF
+        if not probe:
+            code = swap_guest_word(s, entry, descriptor)
+            if code != 0:
+                return fault_at(EXTERNAL_WALK, level, EAGAIN if code == EAGAIN else FAULT_OF_L1)
     inside = output_mask(r, level, descriptor)
     output = (descriptor & OA_BITS & ~inside) | (ipa & inside)
     size = ONE << U64(level_shift(r, level))
-    return GuestWalk(NONE, level, output, size, descriptor)
+    return GuestWalk(NONE, level, output, size, descriptor, 0)

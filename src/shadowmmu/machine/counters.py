@@ -60,6 +60,9 @@ CHUNKS_SHADOW: Final = 48
 TLBI_RANGE_SHADOW: Final = 49
 GUEST_ABORTS: Final = 50
 REFAULTS_AVOIDABLE: Final = 51
+AT_TRAPPED: Final = 52
+AT_SLOW: Final = 53
+AT_REPLAYED: Final = 54
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -114,6 +117,9 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     TLBI_RANGE_SHADOW: ("tlbi_range_shadow", "range TLB invalidations for a shadow's VMID"),
     GUEST_ABORTS: ("guest_aborts", "stage-2 aborts of any kind, MMIO included"),
     REFAULTS_AVOIDABLE: ("refaults_avoidable", "of the refaults caused, those of over-unmapped leaves"),
+    AT_TRAPPED: ("at_trapped", "AT instructions executed by L1 and emulated, each replay too"),
+    AT_SLOW: ("at_slow", "of these, how many walked the guest's tables in software"),
+    AT_REPLAYED: ("at_replayed", "of these, how many L1 had to execute again"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -25,6 +25,7 @@ NESTED_UNMAP: Final = 11
 STALE: Final = 12
 HVC: Final = 13
 ERROR: Final = 14
+AT: Final = 15
 
 KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     GUEST_FAULT: ("kvm_guest_fault", ("ipa", "hsr", "hxfar", "pc")),
@@ -41,6 +42,7 @@ KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     STALE: ("stale", ("rule", "mmu", "word")),
     HVC: ("touch", ("esr", "far", "hpfar", "elr", "left")),
     ERROR: ("efault", ("ipa",)),
+    AT: ("at", ("op", "va", "par", "slow", "replayed")),
 }
 
 ROWS_PER_STEP: Final = 64

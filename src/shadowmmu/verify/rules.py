@@ -266,7 +266,7 @@ class Chain(NamedTuple):
 @kernel
 def address_chain(s: State, mmu: int, nested_ipa: Word, canonical_ipa: Word) -> Chain:
     """Follow ``nested_ipa`` through L1's table, and ``canonical_ipa`` to the host. No side effects."""
-    walk = GuestWalk(NONE, 0, nested_ipa, ZERO, ZERO)
+    walk = GuestWalk(NONE, 0, nested_ipa, ZERO, ZERO, 0)
     if s.mmus[mmu, M_ENABLED] != ZERO:
         walk = walk_guest_stage2(s, s.mmus[mmu, M_VTTBR], s.mmus[mmu, M_VTCR], nested_ipa, True)
     slot = find_slot(s, canonical_ipa)

@@ -99,8 +99,8 @@ def test_reserved_codes() -> None:
         ),  # two tables: 8K aligned; VMID and CnP are not address
         ("4K", 16, 2, 0x4010_1000, 0x4010_1000),
         ("4K", 21, 1, 0x4011_F000, 0x4011_0000),
-        ("4K", 32, 1, 0x4010_1FFE, 0x4010_1FE0),  # four entries take 32 bytes
-        ("4K", 33, 1, 0x4010_1FFE, 0x4010_1FF0),
+        ("4K", 32, 1, 0x4010_1FFE, 0x4010_1FE0),  # four entries still take 32 bytes
+        ("4K", 33, 1, 0x4010_1FFE, 0x4010_1FF0),  # two take 16
         ("64K", 20, 2, 0xFFFF_FFFF_FFFE, 0xFFFF_FFFF_FFE0),
         ("16K", 24, 1, 0x401F_FFFE, 0x401C_0000),
     ],

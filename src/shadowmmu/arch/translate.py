@@ -348,7 +348,8 @@ def stage1_shareability(s1: Stage1, descriptor: Word) -> int:
 @inline
 def combined_attribute(s2: Stage2, attribute: int, descriptor: Word) -> int:
     """Stage 1's attribute under a stage-2 leaf. Source: ``S2CombineS1MemAttrs``, HCR_EL2.CD."""
-    attribute = a.combine_stages(attribute, memory_attribute(descriptor), s2.fwb)
+    memattr = memory_attribute(descriptor)
+    attribute = a.combine_stages(attribute, memattr, s2.fwb)
     return attribute if s2.cacheable else a.uncached(attribute)
 
 

@@ -1,6 +1,7 @@
 """Compiled batch walks against a C walker with the same parameters and checks, on the same memory.
 
-Ratios within one run are the result: Numba to C, and a nested walk (24 reads) to a single one (4 reads).
+Ratios within one run are the result: Numba to C, and a nested walk (24 reads, fewer where neighbours share
+their way) to a single one (4 reads). Times are the thread's own: other work on the machine disturbs less.
 Usage: python benchmarks/bench_walks.py [LEAVES...]
 """
 
@@ -200,10 +201,10 @@ def measured(loops: dict[str, tuple[Callable[[], None], np.ndarray]]) -> dict[st
     times: dict[str, list[float]] = {name: [] for name in loops}
     for repetition in range(REPETITIONS + 1):
         for name, (loop, out) in loops.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             loop()
             if repetition:  # the first is for compiling and for touching memory
-                times[name].append((time.perf_counter() - start) / out.size)
+                times[name].append((time.thread_time() - start) / out.size)
     for one, other in (("s2 numba", "s2 C"), ("n numba", "n C")):
         assert np.array_equal(loops[one][1], loops[other][1]), f"{one} and {other} differ"
         assert not np.any(loops[one][1] >> np.uint64(63)), f"{one}: faults"

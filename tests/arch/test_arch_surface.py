@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_machines import filled
-from translation_lab import DATA, MEM, PAGE1, VA, Machine, el10, nested
+from translation_lab import DATA, END, MEM, PAGE1, ROOT2, VA, Machine, el10, nested
 
 from shadowmmu.arch import operation
 from shadowmmu.arch.context import context
@@ -73,6 +73,14 @@ def test_a_nested_walk_reads_each_stage_1_descriptor_after_stage_2() -> None:
     assert track[-1].input >> 12 == 0x4012_3
     assert [reading.descriptor.level for reading in track if reading.descriptor.stage == 1] == [0, 1, 2, 3]
     assert {reading.input for reading in track if reading.descriptor.stage == 1} == {VA}
+
+
+def test_a_track_stops_where_no_memory_answers() -> None:
+    machine = nested()
+    machine.words[ROOT2] = END | 3
+    prediction, track = shown(machine, "load at EL1", VA)
+    assert str(prediction.fault) == "synchronous external abort on a table walk fault, level 2 (FSC 0x16)"
+    assert [reading.pa for reading in track] == [ROOT2]
 
 
 def test_stage_1_alone_and_no_stage_at_all() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_machines import filled
-from translation_lab import DATA, MEM, VA, Machine, Seen, el10, nested
+from translation_lab import DATA, IPA, MEM, PAGE1, ROOT1, TABLES1, VA, Machine, Seen, el10, geometry, nested
 
 from shadowmmu.arch import operation
 from shadowmmu.arch.batch import BLOCK, FAILED, SCRATCH, stage2_batch, translate_batch
@@ -78,3 +78,10 @@ def test_blocks_of_every_length(count: int) -> None:
 
 def test_fetches_of_a_batch() -> None:
     assert batch(nested(), "execute", [0x4012_3008]) == [DATA | 8]
+
+
+def test_neighbours_share_no_more_than_a_page_of_tables() -> None:
+    machine, other = nested(), VA ^ 1 << 39
+    leaf = PAGE1 & ~DATA | IPA & ~0xFFF
+    machine.path(geometry(12, 16, 0, ROOT1), other, leaf, 3, TABLES1 + 0x8_0000)
+    assert batch(machine, "AT S12E1R", [VA, other, VA]) == [DATA | VA & 0xFFF] * 3

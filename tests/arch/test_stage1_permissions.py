@@ -209,6 +209,15 @@ def test_a_page_marked_ndirty_is_written_where_hardware_manages_that(bits: int, 
     assert rights(machine) == expected
 
 
+@pytest.mark.parametrize(("name", "cleared"), [("store at EL1", True), ("load at EL1", False)])
+def test_hardware_clears_ndirty_at_a_write(name: str, cleared: bool) -> None:
+    clean = PAGE1 | 1 << 7
+    machine = by_indirection(5, 5, 0, clean)
+    machine.registers["TCR_EL1"] |= 3 << 39
+    assert machine.ask(name, VA, update=True).fault == "none"
+    assert (PAGE1 if cleared else clean) in machine.words.values()
+
+
 @pytest.mark.parametrize("off", ["TCR2_EL1", "HCRX_EL2"])
 def test_indirection_wants_both_enables(off: str) -> None:
     machine = by_indirection(0, 0, **{off: 0})

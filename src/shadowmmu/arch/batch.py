@@ -35,7 +35,7 @@ from shadowmmu.arch.translate import (
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 
 FAILED: Final = U64(1 << 63)
-BLOCK: Final = 64
+BLOCK: Final = 256
 """Walks that descend together."""
 
 STATE: Final = 0
@@ -48,6 +48,10 @@ SCRATCH: Final = 5
 the next table, then the output address; the table descriptors' bits; the leaf."""
 WALKING: Final = U64(1 << 32)
 DONE: Final = U64(2 << 32)
+PAGE: Final = U64(12)
+IN_PAGE: Final = U64(0xFFF)
+"""No granule is smaller than 4K: what lies in one 4K has one leaf."""
+NOWHERE: Final = U64((1 << 64) - 1)
 
 
 @kernel
@@ -95,24 +99,34 @@ def descend(
 ) -> None:
     """One level of stage 1 for every walk of the block that has come so far.
 
-    The walks do not depend on each other, so the processor's misses overlap.
+    The walks do not depend on each other, so the processor's misses overlap; and a walk that reads the same
+    4K of stage-1 tables as the one before finds it through the same stage-2 leaf.
     """
+    states, inputs, reached_tables = scratch[STATE], scratch[INPUT], scratch[TABLE]
+    bits, leaves = scratch[TABLES], scratch[LEAF]
+    page = NOWHERE
+    base = ZERO
     for i in range(count):
-        if scratch[STATE, i] == WALKING:
-            ia = scratch[INPUT, i]
-            entry = scratch[TABLE, i] + entry_offset(s1.regime, ia, level)
-            found = stage2_output(mem, s2, entry, READ, 1, True, False, False)
-            if found.fault == NONE:
-                found = stage1_step(mem, s1, found.output, entry, ia, level, scratch[TABLES, i])
-            if found.fault == NEXT or found.fault == NONE:
-                scratch[TABLE, i] = found.output
-                scratch[TABLES, i] = found.tables
-                if found.fault == NONE:
-                    scratch[LEAF, i] = found.descriptor
-                    scratch[STATE, i] = U64(level + 1)
-            else:
-                out[at + i] = word_of(found)
-                scratch[STATE, i] = DONE
+        if states[i] == WALKING:
+            ia = inputs[i]
+            entry = reached_tables[i] + entry_offset(s1.regime, ia, level)
+            if entry >> PAGE != page:
+                reached = stage2_output(mem, s2, entry, READ, 1, True, False, False)
+                if reached.fault != NONE:
+                    out[at + i] = word_of(reached)
+                    states[i] = DONE
+                    continue
+                page = entry >> PAGE
+                base = reached.output & ~IN_PAGE
+            step = stage1_step(mem, s1, base | (entry & IN_PAGE), entry, ia, level, bits[i])
+            reached_tables[i] = step.output
+            bits[i] = step.tables
+            if step.fault == NONE:
+                leaves[i] = step.descriptor
+                states[i] = U64(level + 1)
+            elif step.fault != NEXT:
+                out[at + i] = word_of(step)
+                states[i] = DONE
 
 
 @inline

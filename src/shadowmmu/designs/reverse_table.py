@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.arch.regime import Regime, entry_size, level_shift
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.actions import act_on_whole_mmu, clear_leaf_bits
+from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
     RT_BYTES,
@@ -33,10 +35,10 @@ from shadowmmu.designs.reverse_nodes import (
     find_node,
     link_descriptor,
     make_node,
+    next_slot,
     record_slot,
     unlink_descriptor,
 )
-from shadowmmu.designs.sweep import unmap_whole_mmu
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
 from shadowmmu.machine.counters import (
     BROKEN,
@@ -181,7 +183,7 @@ def heal_broken(s: State, may_block: bool) -> int:
             s.count[FALLBACK_MMU] += 1
             s.count[MMUS_VISITED] += 1
             reverse_forget_mmu(s, mmu)
-            removed += unmap_whole_mmu(s, mmu, may_block)
+            removed += act_on_whole_mmu(s, mmu, may_block, UNMAP)
     return removed
 
 
@@ -236,6 +238,36 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     flush_pending(s)
     tree_unlock(s)
     return removed
+
+
+@kernel
+def reverse_update(s: State, start: Word, end: Word, may_block: bool, action: int) -> int:
+    """Age or protect every shadow leaf over canonical [start, end); how many changed. The record stays.
+
+    O(levels + words of the range + leaves), with whole MMUs where the record is not complete.
+    """
+    s.count[LOOKUPS] += 1
+    r = context_regime(s, CANONICAL)
+    changed = 0
+    for mmu in range(1, shadow_mmus(s) + 1):
+        if s.mmus[mmu, M_BROKEN] != ZERO and shadow_valid(s, mmu):
+            s.count[FALLBACK_MMU] += 1
+            changed += act_on_whole_mmu(s, mmu, may_block, action)
+    for level in range(r.start_level, 4):
+        ipa = start
+        while ipa < end:
+            slot = next_slot(s, r, level, ipa, end)
+            if slot.node == ZERO:
+                break
+            ipa = slot.canonical_ipa + entry_size(r, level)
+            named = s.rmap[slot.at]
+            while named & CHAIN != ZERO:
+                s.count[NODES_VISITED] += 1
+                changed += clear_leaf_bits(s, s.rmap[named & ~CHAIN], action)
+                named = s.rmap[(named & ~CHAIN) + ONE]
+            if named != ZERO:
+                changed += clear_leaf_bits(s, named, action)
+    return changed
 
 
 @kernel

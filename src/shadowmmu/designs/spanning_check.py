@@ -44,18 +44,20 @@ def spanning_entries(state: State, tree: Word | int) -> list[SpanningEntry]:
 def check_spanning(state: State) -> int:
     """Assert every invariant of both trees of every shadow MMU; how many entries have no twin.
 
-    Each tree is a sound maple tree. An exact entry of the map is one leaf: a power of two in size, aligned
-    in both spaces. The direct map holds exact entries only. Where nothing was aliased or replaced, map and
-    direct map are each other's inverse: an exact entry without its twin in the other tree is left behind
-    by what the design does not hear of, and is counted, not refused. Raises AssertionError.
+    Serves ``spanning_v2`` too, which has one tree. Each tree is a sound maple tree. An exact entry of the
+    map is one leaf: a power of two in size, aligned in both spaces. The direct map holds exact entries
+    only. Where nothing was aliased or replaced, map and direct map are each other's inverse: an exact
+    entry without its twin in the other tree is left behind by what the design does not hear of, and is
+    counted, not refused. Raises AssertionError.
     """
     page = 1 << int(state.regs[R_PAGE_SHIFT])
     unpaired = 0
     for mmu in range(1, shadow_mmus(state) + 1):
         trees = (state.mmus[mmu, M_MAP], state.mmus[mmu, M_DIRECT])
         for tree in trees:
-            maple_check(state.rmap, tree)
-        recorded, direct = (spanning_entries(state, tree) for tree in trees)
+            if tree:
+                maple_check(state.rmap, tree)
+        recorded, direct = (spanning_entries(state, tree) if tree else [] for tree in trees)
         for entry in recorded + direct:
             where = f"shadow MMU {mmu}: entry [{entry.first:#x}, {entry.last:#x}]"
             assert entry.first % page == 0, f"{where} starts inside a page"
@@ -69,7 +71,7 @@ def check_spanning(state: State) -> int:
             assert not entry.unknown or entry.output == 0, f"{where} is UNKNOWN and has an address"
             assert entry.output % size == 0, f"{where} leads to {entry.output:#x}, aligned otherwise"
         assert not any(entry.unknown for entry in direct), f"shadow MMU {mmu}: UNKNOWN in the direct map"
-        if not state.mmus[mmu, M_BROKEN]:
+        if trees[1] and not state.mmus[mmu, M_BROKEN]:
             unpaired += _unpaired(recorded, direct)
     return unpaired
 

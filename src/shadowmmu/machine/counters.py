@@ -60,6 +60,7 @@ CHUNKS_SHADOW: Final = 48
 TLBI_RANGE_SHADOW: Final = 49
 GUEST_ABORTS: Final = 50
 REFAULTS_AVOIDABLE: Final = 51
+FALLBACK_FRAME: Final = 52
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -114,6 +115,7 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     TLBI_RANGE_SHADOW: ("tlbi_range_shadow", "range TLB invalidations for a shadow's VMID"),
     GUEST_ABORTS: ("guest_aborts", "stage-2 aborts of any kind, MMIO included"),
     REFAULTS_AVOIDABLE: ("refaults_avoidable", "of the refaults caused, those of over-unmapped leaves"),
+    FALLBACK_FRAME: ("fallbacks_frame", "canonical frames that lost every leaf to keep a record short"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shadowmmu.compiled import Word
-from shadowmmu.designs.containers import maple_node as m
-from shadowmmu.designs.containers.checks import maple_check, maple_nodes
+from shadowmmu.designs.containers.checks import maple_check, maple_ranges
 from shadowmmu.designs.spanning import FLAGS, M_BROKEN, M_DIRECT, M_MAP, UNKNOWN, VALID_ENTRY
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.context import shadow_mmus
@@ -25,20 +24,10 @@ class SpanningEntry(NamedTuple):
 
 def spanning_entries(state: State, tree: Word | int) -> list[SpanningEntry]:
     """The entries of one tree in order; O(n)."""
-    words = state.rmap
-    found = []
-    for node, _depth, first, last in maple_nodes(words, tree):
-        header = int(words[node])
-        if not header & int(m.LEAF):
-            continue
-        used = header & int(m.USED_MASK)
-        for slot in range(used):
-            top = last if slot == used - 1 else int(words[node + int(m.PIVOT) + slot])
-            value = int(words[node + int(m.SLOT) + slot])
-            if value:
-                found.append(SpanningEntry(first, top, value & ~int(FLAGS), bool(value & int(UNKNOWN))))
-            first = top + 1
-    return found
+    return [
+        SpanningEntry(first, last, value & ~int(FLAGS), bool(value & int(UNKNOWN)))
+        for first, last, value in maple_ranges(state.rmap, tree)
+    ]
 
 
 def check_spanning(state: State) -> int:

@@ -17,7 +17,13 @@ CHUNKS_40_BITS = 1 << (40 - 30)
 def test_each_mmu_costs_its_walks_and_one_invalidation() -> None:
     text = "vcpus 2\n" + script(PAGES_16, *TENANTS, f"dontneed {DATA + 0x20_0000:#x} 4k")
     made = executor(DESIGN, text)
-    names = ("shadow_mmus_visited", "chunks_shadow", "leaves_removed", "tlbi_vmid", "tlbi_range_shadow")
+    names = (
+        "shadow_mmus_visited",
+        "chunks_shadow",
+        "leaves_removed",
+        "tlbi_vmid_shadow",
+        "tlbi_range_shadow",
+    )
     assert cost(made, last_event(made), *names) == [3, 3 * CHUNKS_40_BITS, 16 + 4 + 4 + 3, 3, 0]
     assert shadow_leaves(made.state) == []
     assert (design_recorded(made.state), design_bytes(made.state)) == (0, 0)

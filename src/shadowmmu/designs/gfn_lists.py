@@ -38,7 +38,7 @@ from shadowmmu.designs.reverse_nodes import (
     take_node,
 )
 from shadowmmu.machine.calls import tree_lock, tree_unlock
-from shadowmmu.machine.counters import LOOKUPS, NODES_VISITED
+from shadowmmu.machine.counters import DESCRIPTORS_READ, DESCRIPTORS_SCANNED, LOOKUPS, NODES_VISITED
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.attributes import find_entry
 from shadowmmu.pgtable.context import CANONICAL, context_regime
@@ -98,7 +98,9 @@ def gfn_record(
 @inline
 def still_there(s: State, mmu: int, nested_ipa: Word, level: int, size: Word, pa: Word) -> bool:
     """Whether the leaf an entry was made for is in the shadow table. O(levels)."""
+    before = s.count[DESCRIPTORS_READ]
     word, found = find_entry(s, mmu, nested_ipa)
+    s.count[DESCRIPTORS_SCANNED] += s.count[DESCRIPTORS_READ] - before
     descriptor = s.mem[word]
     return found == level and descriptor & VALID != ZERO and descriptor & OA_BITS & ~(size - ONE) == pa
 

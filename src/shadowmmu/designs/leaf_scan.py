@@ -24,7 +24,7 @@ from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.outputs import output_run, output_runs, outputs_overflow
 from shadowmmu.designs.sweep import fall_back_to_vm
 from shadowmmu.machine.calls import cond_resched_lock
-from shadowmmu.machine.counters import DESCRIPTORS_READ, MMUS_VISITED
+from shadowmmu.machine.counters import DESCRIPTORS_READ, DESCRIPTORS_SCANNED, MMUS_VISITED
 from shadowmmu.machine.frames import frame_of, is_table
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.attributes import find_entry, next_entry
@@ -36,7 +36,7 @@ from shadowmmu.pgtable.context import (
     shadow_mmus,
     shadow_valid,
 )
-from shadowmmu.pgtable.tlb import flush_ipa
+from shadowmmu.pgtable.tlb import defers_tlbi, flush_ipa, flush_range
 from shadowmmu.pgtable.unmap import clear_leaf
 
 ZERO: Final = U64(0)
@@ -63,7 +63,10 @@ def scan_entry(s: State, mmu: int, word: Word, size: Word, action: int) -> int:
     if action != UNMAP:
         return clear_leaf_bits(s, word, action)
     clear_leaf(s, word)
-    flush_ipa(s, mmu)
+    if defers_tlbi(s):
+        flush_range(s, mmu, size)
+    else:
+        flush_ipa(s, mmu)
     return 1
 
 
@@ -73,29 +76,25 @@ def scan_mmu(s: State, mmu: int, may_block: bool, action: int) -> int:
     r = context_regime(s, mmu)
     end = input_size(s, mmu)
     chunk = largest_block(r)
+    before = s.count[DESCRIPTORS_READ]
     changed = 0
     ipa = ZERO
     while ipa < end:
         word, level = find_entry(s, mmu, ipa)
         size = ONE << U64(level_shift(r, level))
-        if level < 3:
-            if s.mem[word] & TABLE == ZERO:
-                changed += scan_entry(s, mmu, word, size, action)
-            ipa = next_entry(r, ipa, level)
-        else:
-            after = next_entry(r, ipa, 2)
-            frame = frame_of(s, word)
-            s.count[DESCRIPTORS_READ] -= 1  # the run below begins with this very entry
-            while ipa < after:
-                s.count[DESCRIPTORS_READ] += 1
-                changed += scan_entry(s, mmu, word, size, action)
-                if not is_table(s, frame):
-                    break  # its last leaf went, and the table with it
-                word += ONE
-                ipa += size
-            ipa = after
+        frame = frame_of(s, word)
+        after = next_entry(r, ipa, level - 1) if level > r.start_level else end
+        s.count[DESCRIPTORS_READ] -= 1  # the run below begins with this very entry
+        while ipa < after and (level == 3 or s.mem[word] & TABLE == ZERO):
+            s.count[DESCRIPTORS_READ] += 1
+            changed += scan_entry(s, mmu, word, size, action)
+            word += ONE
+            ipa = next_entry(r, ipa, level)  # a table freed before may have left it inside an entry
+            if not is_table(s, frame):
+                ipa = after  # its last leaf went, and the table with it
         if may_block and ipa < end and ipa % chunk == ZERO:
             cond_resched_lock(s)
+    s.count[DESCRIPTORS_SCANNED] += s.count[DESCRIPTORS_READ] - before
     return changed
 
 

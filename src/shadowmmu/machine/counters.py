@@ -61,6 +61,8 @@ TLBI_RANGE_SHADOW: Final = 49
 GUEST_ABORTS: Final = 50
 REFAULTS_AVOIDABLE: Final = 51
 FALLBACK_FRAME: Final = 52
+DESCRIPTORS_SCANNED: Final = 53
+TLBI_VMID_SHADOW: Final = 54
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -116,6 +118,8 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     GUEST_ABORTS: ("guest_aborts", "stage-2 aborts of any kind, MMIO included"),
     REFAULTS_AVOIDABLE: ("refaults_avoidable", "of the refaults caused, those of over-unmapped leaves"),
     FALLBACK_FRAME: ("fallbacks_frame", "canonical frames that lost every leaf to keep a record short"),
+    DESCRIPTORS_SCANNED: ("descriptors_scanned", "shadow descriptors read only to see whether they must go"),
+    TLBI_VMID_SHADOW: ("tlbi_vmid_shadow", "whole-VMID invalidations for a shadow's VMID"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -16,6 +16,7 @@ from shadowmmu.machine.counters import (
     TLBI_RANGE_SHADOW,
     TLBI_STAGE1,
     TLBI_VMID,
+    TLBI_VMID_SHADOW,
 )
 from shadowmmu.machine.state import R_FWB, R_PAGE_SHIFT, R_TLBIRANGE, State
 
@@ -47,6 +48,8 @@ def flush_vmid(s: State, mmu: int) -> None:
     """Invalidate both stages of a whole VMID (VMALLS12E1IS). Mirrors ``__kvm_tlb_flush_vmid``."""
     s.count[TLBI_VMID] += 1
     s.count[DSBS] += 2
+    if mmu != 0:
+        s.count[TLBI_VMID_SHADOW] += 1
 
 
 @inline

@@ -1,14 +1,28 @@
 """``reverse_table``: a page-table-shaped radix over canonical IPA. This project, 2026.
 
-Idea: canonical IPA indexes a radix tree shaped like the page table itself. Where a leaf of that size
-would stand, a word holds the *index of the shadow descriptor*: an unmap reads the words above and the
-subtree below its range and clears the descriptors they name, without walking any shadow table. Two
-recorded leaves are disjoint or nested, because each is aligned in both spaces; so a slot for each size
-class is exact: nothing splits, merges or spans. Aliases hang in a chain off the same word.
-``side[descriptor]`` remembers the canonical address, so that a TLBI unlinks exactly.
-Guarantees: exact under aliases within and across MMUs and for every mix of sizes.
-Fails: costs a word per canonical page in use (8 bytes in 4096) and a word per descriptor. A failed
-allocation marks the MMU broken: its next unmap takes it whole, once, and heals it.
+Idea: canonical IPA indexes a radix tree shaped like the page table itself. Where a leaf of that size would
+stand, a word holds the *index of the shadow descriptor*: an unmap reads the words above and the subtree
+below its range and clears the descriptors they name, without walking any shadow table. Two recorded leaves
+are disjoint or nested, because each is aligned in both spaces; so a slot for each size class is exact:
+nothing splits, merges or spans. Aliases hang in a chain off the same word. ``side[descriptor]`` remembers
+the canonical address, so that a TLBI unlinks exactly.
+Guarantees: exact under aliases within and across MMUs and for every mix of sizes. Ageing and write
+protection use the same lookup and leave the record as it is.
+Fails by memory where a guest is sparse: a page alone in its 2M costs a leaf node of 4 KiB. Wiping an MMU
+unlinks its leaves one by one. A failed allocation marks the MMU broken: its next unmap takes it whole,
+once, and heals it.
+Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
+16 an alias and 16 more for the first.
+Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
+for read and run side by side. They read the words down from the root, and write (a) a child word that was
+0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
+compare-and-swap from what they read there to their descriptor, or to a chain node in front of it, and
+again if they lost; (c) ``side`` of a descriptor, which only the CPU that has just installed that leaf
+writes; (d) use counts, by atomic add. No word moves and nothing is rebalanced, so a reader never sees a
+half-made tree. A leaf that a fill replaces is unlinked under the same lock: of a chain that needs the word
+locked by a bit, and an empty node has to stay until someone holds the lock for write (here it goes at
+once). Everything that frees nodes or clears words in passing (unmap, TLBI, wipe) holds mmu_lock for write,
+so it excludes fills, and needs no lock of its own. An unmap does not give way in the middle of a range.
 """
 
 from __future__ import annotations

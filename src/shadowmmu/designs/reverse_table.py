@@ -53,7 +53,7 @@ from shadowmmu.designs.reverse_nodes import (
     record_slot,
     unlink_descriptor,
 )
-from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
+from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails
 from shadowmmu.machine.counters import (
     BROKEN,
     FALLBACK_MMU,
@@ -223,7 +223,6 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     O(levels + words of the range + leaves cleared), whatever else is mapped.
     """
     s.count[LOOKUPS] += 1
-    tree_lock(s)
     s.rmap[RT_STAMP] += ONE
     removed = heal_broken(s, may_block)
     r = context_regime(s, CANONICAL)
@@ -250,7 +249,6 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
         drop_empty_nodes(s, r, node, level, ipa)
         ipa = after
     flush_pending(s)
-    tree_unlock(s)
     return removed
 
 

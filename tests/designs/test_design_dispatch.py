@@ -34,7 +34,19 @@ def test_numbers_are_dense_and_names_their_own_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("design", "recorded"), [("sweep", 0), ("rbtree_2024", LEAVES), ("spanning", LEAVES)]
+    ("design", "recorded"),
+    [
+        ("sweep", 0),
+        ("rbtree_2024", LEAVES),
+        ("spanning", LEAVES),
+        ("maple_2025", LEAVES),
+        ("spanning_v2", LEAVES),
+        ("gfn_lists", LEAVES),
+        ("pa_keyed", LEAVES),
+        ("per_vm_tree", LEAVES),
+        ("leaf_scan", 0),
+        ("sweep_vmalls12", 0),
+    ],
 )
 def test_a_design_without_side_words_costs_its_nodes(design: str, recorded: int) -> None:
     state = filled(design).state
@@ -43,7 +55,8 @@ def test_a_design_without_side_words_costs_its_nodes(design: str, recorded: int)
     assert bool(design_bytes(state)) == bool(recorded)
 
 
-def test_the_reverse_table_pays_a_word_a_shadow_descriptor_too() -> None:
-    state = filled("reverse_table").state
+@pytest.mark.parametrize("design", ["reverse_table", "pte_chains"])
+def test_a_design_that_names_descriptors_pays_a_word_for_each_too(design: str) -> None:
+    state = filled(design).state
     assert int(design_recorded(state)) == LEAVES
     assert int(design_footprint(state)) - int(design_bytes(state)) == SHADOW_TABLES * 4096

@@ -2,7 +2,8 @@
 
     NUMBA_DISABLE_JIT=1 python digests.py RUN [DESIGN ...]
 
-The interpreted half of ``test_interpreted_equals_compiled``.
+RUN is a recorded run, or ``case/NAME`` for a case of the conformance kit. The interpreted half of
+``test_interpreted_equals_compiled``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,19 @@ from shadowmmu.formats.runs import bundled_run
 from shadowmmu.lab.agreement import dump_lines
 from shadowmmu.machine.counters import counter_names
 from shadowmmu.machine.state import image_digest
+from shadowmmu.verify.cases import conformance_cases
 
 
 def digest(name: str, design: str) -> dict[str, object]:
     """Memory image, dumps and counters of one bundled run under one design."""
-    run = bundled_run(name)
-    machine = Machine(ipa_limit_bits=run.ipa_limit_bits, logged=True)
-    executor = Executor(parse_scenario(run.scenario_text(), name), design, machine)
+    if name.startswith("case/"):
+        case = {case.name: case for case in conformance_cases()}[name.removeprefix("case/")]
+        text, bits = case.script, case.ipa_limit_bits
+    else:
+        run = bundled_run(name)
+        text, bits = run.scenario_text(), run.ipa_limit_bits
+    machine = Machine(ipa_limit_bits=bits, logged=True)
+    executor = Executor(parse_scenario(text, name), design, machine)
     executor.run()
     lines = "\n".join(line for dump in executor.dumps for line in dump_lines(dump))
     counts = zip(counter_names(), executor.state.count.tolist(), strict=True)

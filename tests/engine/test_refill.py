@@ -16,6 +16,7 @@ from shadowmmu.engine.refill_step import (
     NARROWER_SPAN,
     NOTIFY,
     OTHER_SPAN,
+    OUTPUT,
     PERMISSION,
     PROTECT_ALL,
     REFAULT_AVOIDABLE,
@@ -64,6 +65,10 @@ def relax(nested: int, prot: int) -> Row:
     return (RELAX_LEAF, 1, nested, nested, 0, prot, 0, 0, 0)
 
 
+def output(pa: int, size: int, *, first: bool = True) -> Row:
+    return (OUTPUT, 0, pa, pa + size, 0, 0, 0, int(first), 0)
+
+
 def take(start: int, size: int) -> Row:
     return (INVALIDATE_RANGE, 1, start, start + size, 0, 0, 0, 0, 0)
 
@@ -89,6 +94,20 @@ def test_sweep_takes_all_and_a_precise_design_what_the_notifier_names() -> None:
     found = done("sweep", *rows)
     assert (found.taken, found.notifiers_that_hit, found.peak_leaves) == ((2, 0), 1, 2)
     assert [int(value) for value in found.removed] == [0, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("design", ["pa_keyed", "leaf_scan"])
+def test_designs_keyed_by_frames_are_told_them(design: str) -> None:
+    fills = (fill(N, P, C), fill(M, Q, D), fill(M + PAGE, Q, D + PAGE))
+    told = (NOTIFY, 0, D, D + PAGE, 1, 0, 2, 0, 0)
+    rows = (*fills, output(0x5000, PAGE), output(Q, PAGE, first=False), told, *fills)
+    assert [value for value in outcomes(design, *rows) if value][3:] == [
+        SPARED,
+        REFAULT_NEEDED,
+        REFAULT_AVOIDABLE,
+    ]
+    silent = (*fills, output(Q, PAGE), told, *fills, notify(C), *fills)
+    assert [value for value in outcomes(design, *silent) if value][6:] == [SPARED] * 3
 
 
 def test_spanning_falls_back_where_l1_maps_a_page_twice() -> None:

@@ -36,6 +36,8 @@ def test_only_invalidations_beyond_the_chunks_cost_extra() -> None:
     beyond: dict[str, int] = defaultdict(int, chunks_shadow=10, tlbi_range_shadow=12)
     extra = model.modelled_ns(beyond) - model.modelled_ns(inside)
     assert extra == pytest.approx(2 * model.prices["flush"].ns)
+    whole: dict[str, int] = defaultdict(int, tlbi_vmid_shadow=3)
+    assert model.modelled_ns(whole) == pytest.approx(3 * model.prices["flush"].ns)
 
 
 def test_an_unknown_model_is_refused() -> None:

@@ -15,6 +15,7 @@ from shadowmmu.engine.refill_step import (
     INVALIDATE_IPA,
     INVALIDATE_RANGE,
     NOTIFY,
+    OUTPUT,
     PROTECT_ALL,
     RELAX_LEAF,
 )
@@ -73,6 +74,15 @@ def test_a_notifier_ends_what_the_join_knows_and_l1s_mapping_stands_in() -> None
     joined = text.join()
     assert fills(joined) == [C, C]
     assert joined.joins == {ways.BY_OUTPUT: 1, ways.BY_MEMORY: 1}
+
+
+def test_a_notifier_is_told_the_frames_that_fills_have_shown() -> None:
+    text = TraceText().canonical(0x4020_0000, 0x9020_0000, size=BLOCK).canonical(C, P).shadow(N, P)
+    text.notifier(C).shadow(N, Q).notifier(0x4020_0000 - BLOCK, BLOCK + 2 * PAGE).notifier(D)
+    rows = [event for event in text.join().events if event[E_KIND] in (OUTPUT, NOTIFY)]
+    told = [(int(row[E_START]), int(row[E_END])) for row in rows if row[E_KIND] == OUTPUT]
+    assert told == [(P, P + PAGE), (Q, Q + PAGE), (0x9020_0000, 0x9020_0000 + 2 * PAGE)]
+    assert [int(row[E_CANONICAL]) for row in rows if row[E_KIND] == NOTIFY] == [1, 2, 0]
 
 
 def test_l1s_mapping_is_forgotten_when_l1_invalidates_it() -> None:

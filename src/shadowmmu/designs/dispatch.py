@@ -6,21 +6,58 @@ argument would not be.)
 
 from __future__ import annotations
 
-from shadowmmu.compiled import I64, U64, Word, kernel
-from shadowmmu.designs.containers.pool import pool_used
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.actions import act_on_whole_mmu
+from shadowmmu.designs.containers.pool import pool_reset, pool_used
+from shadowmmu.designs.gfn_lists import gfn_apply, gfn_covers, gfn_record
 from shadowmmu.designs.interface import (
     CAUSE_REPLACED,
+    GFN_LISTS,
+    LEAF_SCAN,
+    MAPLE_2025,
+    PA_KEYED,
+    PER_VM_TREE,
+    PTE_CHAINS,
     RBTREE_2024,
     REVERSE_TABLE,
     SPANNING,
+    SPANNING_V2,
     SWEEP,
+    SWEEP_VMALLS12,
+    UNMAP,
 )
+from shadowmmu.designs.leaf_scan import leaf_scan_apply
+from shadowmmu.designs.maple_2025 import (
+    maple_2025_apply,
+    maple_2025_covers,
+    maple_2025_forget_mmu,
+    maple_2025_init,
+    maple_2025_record,
+    maple_2025_recorded,
+)
+from shadowmmu.designs.pa_keyed import (
+    pa_apply,
+    pa_covers,
+    pa_init,
+    pa_record,
+    pa_recorded,
+    pa_unlink,
+)
+from shadowmmu.designs.per_vm_tree import (
+    per_vm_apply,
+    per_vm_covers,
+    per_vm_forget,
+    per_vm_init,
+    per_vm_record,
+    per_vm_recorded,
+)
+from shadowmmu.designs.pte_chains import pte_apply, pte_covers, pte_record, pte_unlink
 from shadowmmu.designs.rbtree_2024 import (
+    rbtree_apply,
     rbtree_covers,
     rbtree_init,
     rbtree_record,
     rbtree_recorded,
-    rbtree_unmap,
 )
 from shadowmmu.designs.reverse_nodes import reverse_init
 from shadowmmu.designs.reverse_table import (
@@ -31,21 +68,28 @@ from shadowmmu.designs.reverse_table import (
     reverse_record,
     reverse_recorded,
     reverse_unmap,
+    reverse_update,
 )
 from shadowmmu.designs.spanning import (
+    spanning_apply,
     spanning_covers,
     spanning_forget,
     spanning_forget_mmu,
     spanning_init,
     spanning_record,
     spanning_recorded,
-    spanning_unmap,
 )
-from shadowmmu.designs.sweep import sweep_unmap
+from shadowmmu.designs.spanning_v2 import spanning_v2_init
+from shadowmmu.designs.sweep import sweep_apply
+from shadowmmu.designs.sweep_vmalls12 import sweep_vmalls12_apply
+from shadowmmu.machine.calls import GFP_KERNEL, allocation_fails
 from shadowmmu.machine.frames import is_table, owner_mmu
 from shadowmmu.machine.state import R_DESIGN, R_NEXT_FRAME, R_PAGE_SHIFT, State
-from shadowmmu.pgtable.context import CANONICAL
+from shadowmmu.pgtable.context import CANONICAL, M_LEAVES, input_size
+from shadowmmu.pgtable.iterate import next_leaf
+from shadowmmu.pgtable.unmap import unmap_all
 
+ZERO = U64(0)
 ONE = U64(1)
 
 
@@ -56,9 +100,31 @@ def design_init(s: State, design: int) -> None:
     if design == RBTREE_2024:
         rbtree_init(s)
     elif design == SPANNING:
-        spanning_init(s)
-    elif design == REVERSE_TABLE:
+        spanning_init(s, True)
+    elif design == SPANNING_V2:
+        spanning_v2_init(s)
+    elif design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
         reverse_init(s)
+    elif design == MAPLE_2025:
+        maple_2025_init(s)
+    elif design == PA_KEYED:
+        pa_init(s)
+    elif design == PER_VM_TREE:
+        per_vm_init(s)
+    else:
+        pool_reset(s.rmap)
+
+
+@inline
+def design_prepare(s: State) -> bool:
+    """Allocate what the record of a fill will need, where the design does that before. No lock is held.
+
+    False: there is no memory, and the fill must not happen; the access faults again.
+    """
+    design = I64(s.regs[R_DESIGN])
+    if design == MAPLE_2025 or design == GFN_LISTS or design == PTE_CHAINS or design == PA_KEYED:
+        return not allocation_fails(s, GFP_KERNEL)
+    return True
 
 
 @kernel
@@ -69,10 +135,36 @@ def design_record(
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_record(s, mmu, canonical_ipa, level, word)
-    elif design == SPANNING:
+    elif design == SPANNING or design == SPANNING_V2:
         spanning_record(s, mmu, canonical_ipa, nested_ipa, size)
     elif design == RBTREE_2024:
         rbtree_record(s, mmu, canonical_ipa, nested_ipa, size)
+    elif design == MAPLE_2025:
+        maple_2025_record(s, mmu, canonical_ipa, nested_ipa, size)
+    elif design == GFN_LISTS:
+        gfn_record(s, mmu, canonical_ipa, nested_ipa, size, level, word)
+    elif design == PTE_CHAINS:
+        pte_record(s, canonical_ipa, level, word)
+    elif design == PA_KEYED:
+        pa_record(s, mmu, nested_ipa, size, level, word)
+    elif design == PER_VM_TREE:
+        per_vm_record(s, mmu, canonical_ipa, nested_ipa, size)
+
+
+@kernel
+def forget_leaves(s: State, mmu: int, start: Word, end: Word) -> None:
+    """Take each leaf of nested [start, end) off a record that names leaves, one that sticks out included."""
+    by_descriptor = I64(s.regs[R_DESIGN]) == PTE_CHAINS
+    ipa = start
+    while ipa < end:
+        visit = next_leaf(s, mmu, ipa, end)
+        if visit.word == ZERO:
+            return
+        if by_descriptor:
+            pte_unlink(s, visit.word, visit.level)
+        else:
+            pa_unlink(s, mmu, visit.ipa, visit.word, visit.level)
+        ipa = visit.after
 
 
 @kernel
@@ -81,8 +173,12 @@ def design_forget(s: State, mmu: int, start: Word, end: Word, cause: int) -> Non
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_forget(s, mmu, start, end)
+    elif design == PTE_CHAINS or design == PA_KEYED:
+        forget_leaves(s, mmu, start, end)
     elif design == SPANNING and cause != CAUSE_REPLACED:
         spanning_forget(s, mmu, start, end)
+    elif design == PER_VM_TREE and cause != CAUSE_REPLACED:
+        per_vm_forget(s, mmu, start, end, False)
 
 
 @kernel
@@ -91,21 +187,53 @@ def design_forget_mmu(s: State, mmu: int) -> None:
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         reverse_forget_mmu(s, mmu)
-    elif design == SPANNING:
+    elif design == PTE_CHAINS or design == PA_KEYED:
+        if s.mmus[mmu, M_LEAVES] != ZERO:
+            forget_leaves(s, mmu, ZERO, input_size(s, mmu))
+    elif design == SPANNING or design == SPANNING_V2:
         spanning_forget_mmu(s, mmu)
+    elif design == PER_VM_TREE:
+        per_vm_forget(s, mmu, ZERO, input_size(s, mmu), True)
+    elif design == MAPLE_2025:
+        maple_2025_forget_mmu(s, mmu)
+
+
+@inline
+def design_wipe(s: State, mmu: int) -> None:
+    """Unmap a whole shadow MMU that was just forgotten."""
+    if I64(s.regs[R_DESIGN]) == SWEEP_VMALLS12:
+        unmap_all(s, mmu, True)
+    else:
+        act_on_whole_mmu(s, mmu, True, UNMAP)
 
 
 @kernel
-def design_unmap(s: State, start: Word, end: Word, may_block: bool, cause: int) -> int:
-    """Clear what maps canonical [start, end) in any shadow MMU; how many leaves went."""
+def design_apply(s: State, start: Word, end: Word, may_block: bool, cause: int, action: int) -> int:
+    """Unmap, age or protect what maps canonical [start, end) in any shadow MMU; how many leaves changed."""
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
-        return reverse_unmap(s, start, end, may_block)
-    if design == SPANNING:
-        return spanning_unmap(s, start, end, may_block)
+        if action == UNMAP:
+            return reverse_unmap(s, start, end, may_block)
+        return reverse_update(s, start, end, may_block, action)
+    if design == SPANNING or design == SPANNING_V2:
+        return spanning_apply(s, start, end, may_block, action)
     if design == RBTREE_2024:
-        return rbtree_unmap(s, start, end, may_block, cause)
-    return sweep_unmap(s, may_block)
+        return rbtree_apply(s, start, end, may_block, cause, action)
+    if design == MAPLE_2025:
+        return maple_2025_apply(s, start, end, may_block, action)
+    if design == GFN_LISTS:
+        return gfn_apply(s, start, end, may_block, action)
+    if design == PTE_CHAINS:
+        return pte_apply(s, start, end, action)
+    if design == PA_KEYED:
+        return pa_apply(s, may_block, action)
+    if design == PER_VM_TREE:
+        return per_vm_apply(s, start, end, may_block, action)
+    if design == LEAF_SCAN:
+        return leaf_scan_apply(s, may_block, action)
+    if design == SWEEP_VMALLS12:
+        return sweep_vmalls12_apply(s, may_block, action)
+    return sweep_apply(s, may_block, action)
 
 
 @kernel
@@ -116,10 +244,20 @@ def design_covers(
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE:
         return reverse_covers(s, mmu, canonical_ipa, level, word)
-    if design == SPANNING:
+    if design == SPANNING or design == SPANNING_V2:
         return spanning_covers(s, mmu, canonical_ipa, nested_ipa, size)
     if design == RBTREE_2024:
         return rbtree_covers(s, mmu, canonical_ipa, nested_ipa, size)
+    if design == MAPLE_2025:
+        return maple_2025_covers(s, mmu, canonical_ipa, nested_ipa, size)
+    if design == GFN_LISTS:
+        return gfn_covers(s, mmu, canonical_ipa, nested_ipa, size, level, word)
+    if design == PTE_CHAINS:
+        return pte_covers(s, canonical_ipa, level, word)
+    if design == PA_KEYED:
+        return pa_covers(s, mmu, nested_ipa, size, level, word)
+    if design == PER_VM_TREE:
+        return per_vm_covers(s, mmu, canonical_ipa, nested_ipa, size)
     return True
 
 
@@ -127,12 +265,18 @@ def design_covers(
 def design_recorded(s: State) -> int:
     """How many entries the record holds; 0 where the design keeps none."""
     design = I64(s.regs[R_DESIGN])
-    if design == REVERSE_TABLE:
+    if design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
         return reverse_recorded(s)
-    if design == SPANNING:
+    if design == SPANNING or design == SPANNING_V2:
         return spanning_recorded(s)
     if design == RBTREE_2024:
         return rbtree_recorded(s)
+    if design == MAPLE_2025:
+        return maple_2025_recorded(s)
+    if design == PA_KEYED:
+        return pa_recorded(s)
+    if design == PER_VM_TREE:
+        return per_vm_recorded(s)
     return 0
 
 
@@ -140,11 +284,9 @@ def design_recorded(s: State) -> int:
 def design_bytes(s: State) -> int:
     """Bytes of the record now, ``State.side`` apart."""
     design = I64(s.regs[R_DESIGN])
-    if design == REVERSE_TABLE:
+    if design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
         return reverse_bytes(s)
-    if design == SPANNING or design == RBTREE_2024:
-        return I64(pool_used(s.rmap))
-    return 0
+    return I64(pool_used(s.rmap))
 
 
 @kernel
@@ -162,13 +304,15 @@ def design_footprint(s: State) -> int:
 
 __all__ = [
     "SWEEP",
+    "design_apply",
     "design_bytes",
     "design_covers",
     "design_footprint",
     "design_forget",
     "design_forget_mmu",
     "design_init",
+    "design_prepare",
     "design_record",
     "design_recorded",
-    "design_unmap",
+    "design_wipe",
 ]

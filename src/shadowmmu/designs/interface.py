@@ -7,7 +7,11 @@ if it asks for it, in ``State.side`` (one word a descriptor). The calls, dispatc
 - ``record(mmu, canonical, nested, size, level, word)`` after a fill, mmu_lock held for read, no sleep;
 - ``forget(mmu, nested range, cause)`` before L1's invalidation, or another leaf, takes leaves away;
 - ``forget_mmu(mmu)`` before a whole shadow MMU is wiped for another reason than a notifier;
-- ``unmap(canonical range)`` with mmu_lock held for write, which a blockable caller may lose;
+- ``prepare()`` before the fill, no lock held: memory a fill must have; without it the access faults again;
+- ``apply(canonical range, action)`` with mmu_lock held for write, which a blockable caller may lose: one
+  lookup for ``UNMAP``, ``AGE`` (clear access flags) and ``PROTECT`` (clear write permissions); what a record
+  cannot answer falls back to a whole MMU, and from there to the whole VM, each counted;
+- ``wipe(mmu)``: unmap a whole shadow MMU that has just been forgotten;
 - ``covers(mmu, canonical, nested, size, word)``: would ``unmap`` find this leaf? (for the judge);
 - ``footprint()``: bytes of the record now.
 """
@@ -21,6 +25,18 @@ SWEEP: Final = 0
 RBTREE_2024: Final = 1
 SPANNING: Final = 2
 REVERSE_TABLE: Final = 3
+MAPLE_2025: Final = 4
+SPANNING_V2: Final = 5
+GFN_LISTS: Final = 6
+PTE_CHAINS: Final = 7
+PA_KEYED: Final = 8
+PER_VM_TREE: Final = 9
+LEAF_SCAN: Final = 10
+SWEEP_VMALLS12: Final = 11
+
+UNMAP: Final = 0
+AGE: Final = 1
+PROTECT: Final = 2
 
 CAUSE_NOTIFIER: Final = 0
 CAUSE_MEMSLOT: Final = 1
@@ -71,6 +87,63 @@ CATALOGUE: Final[dict[str, Design]] = {
             "page-table-shaped radix over canonical IPA whose word is the index of the shadow descriptor",
             claims_safety=True,
             uses_side=True,
+        ),
+        Design(
+            MAPLE_2025,
+            "maple_2025",
+            "series of September 2025, v2",
+            "maple tree a shadow MMU of canonical ranges, each with an object; the last fill wins",
+            claims_safety=False,
+        ),
+        Design(
+            SPANNING_V2,
+            "spanning_v2",
+            "Chang v2, April 2026",
+            "spanning ranges without a direct map: what a TLBI ends stays on the record",
+            claims_safety=True,
+        ),
+        Design(
+            GFN_LISTS,
+            "gfn_lists",
+            "Lim, powerpc, s390",
+            "list a canonical frame of (MMU, nested address); each entry is verified before it is used",
+            claims_safety=True,
+        ),
+        Design(
+            PTE_CHAINS,
+            "pte_chains",
+            "x86 shadow MMU",
+            "canonical frame to shadow descriptors, in chains; taken off wherever a leaf or table goes",
+            claims_safety=True,
+            uses_side=True,
+        ),
+        Design(
+            PA_KEYED,
+            "pa_keyed",
+            "talked about, never posted",
+            "red-black tree of the VM by output address; frames are read in the host's table first",
+            claims_safety=True,
+        ),
+        Design(
+            PER_VM_TREE,
+            "per_vm_tree",
+            "Upton, March 2024",
+            "maple tree of the VM of canonical ranges tagged by MMU; overlap becomes a set of MMUs",
+            claims_safety=True,
+        ),
+        Design(
+            LEAF_SCAN,
+            "leaf_scan",
+            "this project",
+            "no record: read every shadow leaf and take those with an output address that goes",
+            claims_safety=True,
+        ),
+        Design(
+            SWEEP_VMALLS12,
+            "sweep_vmalls12",
+            "Zyngier, September 2026",
+            "no record: unmap everything without TLBIs on the way, one VMALLS12E1 a shadow MMU at the end",
+            claims_safety=True,
         ),
     )
 }

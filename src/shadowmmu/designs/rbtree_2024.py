@@ -6,8 +6,10 @@ by exact match, unmaps what it finds and frees the node.
 Guarantees: none.
 Fails, as its review said and more: a range that begins inside a block is missed; of two nested addresses
 for one canonical page the second is dropped; a TLBI leaves the node, so the next owner of the key is not
-recorded; a hit frees the node, so it can serve no update; a failed allocation is ignored; deleting a
+recorded; a hit frees the node, so it can serve no update (ageing and write protection take whole MMUs, as
+the RFC left them); a failed allocation is ignored; deleting a
 memslot shifts the address twice and finds nothing; a private lock for what mmu_lock already guards.
+Bytes a leaf: a node of 48, so 64 in its slab.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from shadowmmu.designs.containers.rbtree import (
     rb_find,
     rb_insert,
 )
-from shadowmmu.designs.interface import CAUSE_MEMSLOT
+from shadowmmu.designs.interface import CAUSE_MEMSLOT, UNMAP
+from shadowmmu.designs.sweep import sweep_apply
 from shadowmmu.machine.calls import GFP_KERNEL, allocation_fails, tree_lock, tree_unlock
 from shadowmmu.machine.counters import LOOKUPS, MMUS_VISITED, NODES_VISITED
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
@@ -110,8 +113,10 @@ def rbtree_unmap_mmu(s: State, mmu: int, start: Word, end: Word, may_block: bool
 
 
 @kernel
-def rbtree_unmap(s: State, start: Word, end: Word, may_block: bool, cause: int) -> int:
+def rbtree_apply(s: State, start: Word, end: Word, may_block: bool, cause: int, action: int) -> int:
     """Step through the range in every valid shadow MMU. A memslot's range arrives shifted once too often."""
+    if action != UNMAP:
+        return sweep_apply(s, may_block, action)
     if cause == CAUSE_MEMSLOT:
         start <<= s.regs[R_PAGE_SHIFT]
         end <<= s.regs[R_PAGE_SHIFT]

@@ -1,4 +1,6 @@
-"""The radix of ``reverse_table``: nodes, slots, and the chains that hold aliases.
+"""The radix over canonical IPA: nodes, slots, and the chains that hold aliases of ``reverse_table``.
+
+``gfn_lists`` and ``pte_chains`` keep the heads of their lists in the same radix.
 
 A node at level L stands where the page table has a table of that level: an entry covers what a level L
 entry covers. Leaves (level 3) are a word an entry; nodes above have a child word and a head word an
@@ -8,7 +10,7 @@ with bit 63, of a chain of them. All of it lives in ``State.rmap``; word 0 is ne
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from shadowmmu.arch.regime import Regime, level_shift
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
@@ -216,3 +218,43 @@ def unlink_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> Non
     s.rmap[RT_ENTRIES] -= ONE
     if s.rmap[slot] == ZERO:
         s.rmap[node + USED] -= ONE
+
+
+class Slot(NamedTuple):
+    """A word that names something: its node, its index, and the canonical address it stands for."""
+
+    node: Word
+    """0: there is none."""
+    at: Word
+    canonical_ipa: Word
+
+
+@kernel
+def next_slot(s: State, r: Regime, level: int, start: Word, end: Word) -> Slot:
+    """The first record word of ``level`` leaves over part of [start, end) that names something.
+
+    O(levels + words passed). A node that is missing is passed in one step.
+    """
+    shift = U64(level_shift(r, level))
+    ipa = start
+    while ipa < end:
+        node = s.rmap[RT_ROOT]
+        at = r.start_level
+        while at < level and node != ZERO:
+            s.count[NODES_VISITED] += 1
+            node = s.rmap[child_slot(node, entry_index(r, at, ipa))]
+            at += 1
+        if node == ZERO:
+            span = U64(level_shift(r, at - 1))
+            ipa = ((ipa >> span) + ONE) << span
+            continue
+        span = U64(level_shift(r, level - 1)) if level > r.start_level else U64(63)
+        after = ((ipa >> span) + ONE) << span
+        slot = record_slot(s, r, node, level, entry_index(r, level, ipa))
+        while ipa < end and ipa < after:
+            s.count[NODES_VISITED] += 1
+            if s.rmap[slot] != ZERO:
+                return Slot(node, slot, (ipa >> shift) << shift)
+            slot += ONE
+            ipa = ((ipa >> shift) + ONE) << shift
+    return Slot(ZERO, ZERO, end)

@@ -1,22 +1,38 @@
 """``reverse_table``: a page-table-shaped radix over canonical IPA. This project, 2026.
 
-Idea: canonical IPA indexes a radix tree shaped like the page table itself. Where a leaf of that size
-would stand, a word holds the *index of the shadow descriptor*: an unmap reads the words above and the
-subtree below its range and clears the descriptors they name, without walking any shadow table. Two
-recorded leaves are disjoint or nested, because each is aligned in both spaces; so a slot for each size
-class is exact: nothing splits, merges or spans. Aliases hang in a chain off the same word.
-``side[descriptor]`` remembers the canonical address, so that a TLBI unlinks exactly.
-Guarantees: exact under aliases within and across MMUs and for every mix of sizes.
-Fails: costs a word per canonical page in use (8 bytes in 4096) and a word per descriptor. A failed
-allocation marks the MMU broken: its next unmap takes it whole, once, and heals it.
+Idea: canonical IPA indexes a radix tree shaped like the page table itself. Where a leaf of that size would
+stand, a word holds the *index of the shadow descriptor*: an unmap reads the words above and the subtree
+below its range and clears the descriptors they name, without walking any shadow table. Two recorded leaves
+are disjoint or nested, because each is aligned in both spaces; so a slot for each size class is exact:
+nothing splits, merges or spans. Aliases hang in a chain off the same word. ``side[descriptor]`` remembers
+the canonical address, so that a TLBI unlinks exactly.
+Guarantees: exact under aliases within and across MMUs and for every mix of sizes. Ageing and write
+protection use the same lookup and leave the record as it is.
+Fails by memory where a guest is sparse: a page alone in its 2M costs a leaf node of 4 KiB. Wiping an MMU
+unlinks its leaves one by one. A failed allocation marks the MMU broken: its next unmap takes it whole,
+once, and heals it.
+Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
+16 an alias and 16 more for the first.
+Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
+for read and run side by side. They read the words down from the root, and write (a) a child word that was
+0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
+compare-and-swap from what they read there to their descriptor, or to a chain node in front of it, and
+again if they lost; (c) ``side`` of a descriptor, which only the CPU that has just installed that leaf
+writes; (d) use counts, by atomic add. No word moves and nothing is rebalanced, so a reader never sees a
+half-made tree. A leaf that a fill replaces is unlinked under the same lock: of a chain that needs the word
+locked by a bit, and an empty node has to stay until someone holds the lock for write (here it goes at
+once). Everything that frees nodes or clears words in passing (unmap, TLBI, wipe) holds mmu_lock for write,
+so it excludes fills, and needs no lock of its own. An unmap does not give way in the middle of a range.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.arch.regime import Regime, entry_size, level_shift
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.actions import act_on_whole_mmu, clear_leaf_bits
+from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
     RT_BYTES,
@@ -33,11 +49,11 @@ from shadowmmu.designs.reverse_nodes import (
     find_node,
     link_descriptor,
     make_node,
+    next_slot,
     record_slot,
     unlink_descriptor,
 )
-from shadowmmu.designs.sweep import unmap_whole_mmu
-from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
+from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails
 from shadowmmu.machine.counters import (
     BROKEN,
     FALLBACK_MMU,
@@ -181,7 +197,7 @@ def heal_broken(s: State, may_block: bool) -> int:
             s.count[FALLBACK_MMU] += 1
             s.count[MMUS_VISITED] += 1
             reverse_forget_mmu(s, mmu)
-            removed += unmap_whole_mmu(s, mmu, may_block)
+            removed += act_on_whole_mmu(s, mmu, may_block, UNMAP)
     return removed
 
 
@@ -207,7 +223,6 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     O(levels + words of the range + leaves cleared), whatever else is mapped.
     """
     s.count[LOOKUPS] += 1
-    tree_lock(s)
     s.rmap[RT_STAMP] += ONE
     removed = heal_broken(s, may_block)
     r = context_regime(s, CANONICAL)
@@ -234,8 +249,37 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
         drop_empty_nodes(s, r, node, level, ipa)
         ipa = after
     flush_pending(s)
-    tree_unlock(s)
     return removed
+
+
+@kernel
+def reverse_update(s: State, start: Word, end: Word, may_block: bool, action: int) -> int:
+    """Age or protect every shadow leaf over canonical [start, end); how many changed. The record stays.
+
+    O(levels + words of the range + leaves), with whole MMUs where the record is not complete.
+    """
+    s.count[LOOKUPS] += 1
+    r = context_regime(s, CANONICAL)
+    changed = 0
+    for mmu in range(1, shadow_mmus(s) + 1):
+        if s.mmus[mmu, M_BROKEN] != ZERO and shadow_valid(s, mmu):
+            s.count[FALLBACK_MMU] += 1
+            changed += act_on_whole_mmu(s, mmu, may_block, action)
+    for level in range(r.start_level, 4):
+        ipa = start
+        while ipa < end:
+            slot = next_slot(s, r, level, ipa, end)
+            if slot.node == ZERO:
+                break
+            ipa = slot.canonical_ipa + entry_size(r, level)
+            named = s.rmap[slot.at]
+            while named & CHAIN != ZERO:
+                s.count[NODES_VISITED] += 1
+                changed += clear_leaf_bits(s, s.rmap[named & ~CHAIN], action)
+                named = s.rmap[(named & ~CHAIN) + ONE]
+            if named != ZERO:
+                changed += clear_leaf_bits(s, named, action)
+    return changed
 
 
 @kernel

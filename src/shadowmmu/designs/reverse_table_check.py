@@ -5,15 +5,15 @@ Slow on purpose, for tests, fuzzers and people with a dump: it shares nothing wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.arch.regime import level_shift
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.designs import reverse_nodes as rn
+from shadowmmu.designs.radix_check import RadixWalk, check_accounts, walk_radix
 from shadowmmu.designs.reverse_table import M_BROKEN, PRESENT
-from shadowmmu.machine.counters import NODES_ALLOCATED, NODES_FREED
 from shadowmmu.machine.frames import (
     BASE,
     KIND_MASK,
@@ -24,9 +24,16 @@ from shadowmmu.machine.frames import (
     OWNER,
 )
 from shadowmmu.machine.state import R_NEXT_FRAME, R_PAGE_SHIFT, State
-from shadowmmu.pgtable.context import CANONICAL, context_regime
+from shadowmmu.pgtable.context import CANONICAL, context_regime, shadow_mmus
 
-__all__ = ["Recorded", "ShadowLeaf", "check_reverse_table", "recorded_leaves", "shadow_leaves"]
+__all__ = [
+    "Recorded",
+    "ShadowLeaf",
+    "check_named_leaves",
+    "check_reverse_table",
+    "recorded_leaves",
+    "shadow_leaves",
+]
 
 
 @dataclass(frozen=True, order=True)
@@ -48,17 +55,6 @@ class Recorded:
     level: int
     size: int
     word: int
-
-
-@dataclass
-class _Walk:
-    """What a walk of the radix meets."""
-
-    entries: list[Recorded] = field(default_factory=list)
-    nodes: int = 0
-    chained: int = 0
-    words: int = 0
-    seen: set[int] = field(default_factory=set)
 
 
 def shadow_leaves(state: State) -> list[ShadowLeaf]:
@@ -87,7 +83,7 @@ def shadow_leaves(state: State) -> list[ShadowLeaf]:
 
 def recorded_leaves(state: State) -> list[Recorded]:
     """What the record holds, in canonical order. Raises AssertionError where its shape is broken."""
-    return sorted(_walk(state).entries)
+    return sorted(_entries(state, walk_radix(state)))
 
 
 def check_reverse_table(state: State) -> None:
@@ -97,93 +93,53 @@ def check_reverse_table(state: State) -> None:
     no node. Content: each descriptor once, ``side`` its exact inverse, each entry a live leaf of that level
     and (unless its MMU is broken) each live leaf an entry. Accounts: entries, chained, bytes, nodes.
     """
-    walk = _walk(state)
-    named = {entry.word: entry for entry in walk.entries}
-    assert len(named) == len(walk.entries), "a descriptor is named twice"
+    walk = walk_radix(state)
+    entries = _entries(state, walk)
+    chained = int(state.rmap[rn.RT_CHAINED])
+    assert chained == walk.hanging, f"{walk.hanging} chain nodes, miscounted"
+    complete = {mmu for mmu in range(1, shadow_mmus(state) + 1) if not state.mmus[mmu, M_BROKEN]}
+    check_named_leaves(state, entries, complete)
+    check_accounts(state, walk, len(entries), rn.CHAIN_WORDS)
+
+
+def check_named_leaves(state: State, entries: list[Recorded], complete: set[int]) -> None:
+    """Assert that entries and live shadow leaves are one to one, and ``side`` the inverse of the entries.
+
+    Of the MMUs in ``complete`` every leaf has its entry.
+    """
+    named = {entry.word: entry for entry in entries}
+    assert len(named) == len(entries), "a descriptor is named twice"
     side = {int(word): int(state.side[word]) for word in np.flatnonzero(state.side)}
-    inverse = {entry.word: entry.canonical_ipa | int(PRESENT) for entry in walk.entries}
+    inverse = {entry.word: entry.canonical_ipa | int(PRESENT) for entry in entries}
     assert side == inverse, f"side and record differ at {_difference(side, inverse)}"
     leaves = {leaf.word: leaf for leaf in shadow_leaves(state)}
-    for entry in walk.entries:
+    for entry in entries:
         leaf = leaves.get(entry.word)
         assert leaf is not None, f"word {entry.word:#x} is recorded and no leaf"
         assert leaf.level == entry.level, f"word {entry.word:#x}: level {leaf.level}, recorded {entry.level}"
     for word, leaf in leaves.items():
-        if not state.mmus[leaf.mmu, M_BROKEN]:
+        if leaf.mmu in complete:
             assert word in named, f"leaf {leaf.nested_ipa:#x} of shadow MMU {leaf.mmu} is not recorded"
-    _check_accounts(state, walk)
 
 
 def _difference(one: dict[int, int], other: dict[int, int]) -> str:
     return ", ".join(f"{word:#x}" for word, _ in sorted(one.items() ^ other.items())[:3])
 
 
-def _check_accounts(state: State, walk: _Walk) -> None:
-    regs = state.rmap
-    assert int(regs[rn.RT_ENTRIES]) == len(walk.entries), f"{len(walk.entries)} entries, miscounted"
-    assert int(regs[rn.RT_CHAINED]) == walk.chained, f"{walk.chained} chain nodes, miscounted"
-    assert int(regs[rn.RT_BYTES]) == 8 * walk.words, f"{8 * walk.words} bytes, miscounted"
-    live = int(state.count[NODES_ALLOCATED] - state.count[NODES_FREED])
-    held = walk.nodes + walk.chained
-    assert live == held, f"{held} nodes, {live} allocated and not freed"
-    r = context_regime(state, CANONICAL)
-    idle = {
-        rn.RT_FREE_LEAF: int(rn.node_words(r, 3)),
-        rn.RT_FREE_NODE: int(rn.node_words(r, 2)),
-        rn.RT_FREE_CHAIN: rn.CHAIN_WORDS,
-    }
-    words = walk.words
-    for head, size in idle.items():
-        node = int(regs[head])
-        while node:
-            assert node not in walk.seen, f"node {node} is in use and on a free list"
-            walk.seen.add(node)
-            words += size
-            node = int(regs[node])
-    bump = int(regs[rn.RT_BUMP])
-    assert words == bump - rn.RT_HEADER, f"{bump - rn.RT_HEADER - words} words are lost"
+def _entries(state: State, walk: RadixWalk) -> list[Recorded]:
+    return [
+        Recorded(head.canonical_ipa, head.level, head.size, word)
+        for head in walk.heads
+        for word in _chain(state, walk, head.content)
+    ]
 
 
-def _walk(state: State) -> _Walk:
-    walk = _Walk()
-    r = context_regime(state, CANONICAL)
-    _walk_node(state, walk, r, int(state.rmap[rn.RT_ROOT]), 0, r.start_level, 0)
-    return walk
-
-
-def _walk_node(state: State, walk: _Walk, r: Regime, node: int, parent: int, level: int, base: int) -> None:
-    words, entries = state.rmap, int(rn.node_entries(state, r, level))
-    size = 1 << level_shift(r, level)
-    assert node not in walk.seen, f"node {node} is reached twice"
-    walk.seen.add(node)
-    walk.nodes += 1
-    first = node + int(rn.NODE_HEADER)
-    width = entries if level == 3 else 2 * entries
-    walk.words += int(rn.NODE_HEADER) + width
-    used = np.flatnonzero(words[first : first + width]).tolist()
-    counted = int(words[node + int(rn.USED)])
-    assert counted == len(used), f"node {node}: {len(used)} words used, {counted} counted"
-    assert used or not parent, f"node {node} is empty"
-    assert int(words[node + int(rn.PARENT)]) == parent, f"node {node}: parent is not {parent}"
-    for index in used:
-        content = int(words[first + index])
-        canonical_ipa = base + index % entries * size
-        if level < 3 and index < entries:
-            _walk_node(state, walk, r, content, node, level + 1, canonical_ipa)
-        else:
-            names = _chain(state, walk, content)
-            walk.entries += [Recorded(canonical_ipa, level, size, word) for word in names]
-
-
-def _chain(state: State, walk: _Walk, content: int) -> list[int]:
+def _chain(state: State, walk: RadixWalk, content: int) -> list[int]:
     """The descriptors a word names."""
     names = []
     while content & int(rn.CHAIN):
         node = content & ~int(rn.CHAIN)
-        assert node not in walk.seen, f"chain node {node} is reached twice"
-        walk.seen.add(node)
-        walk.chained += 1
-        walk.words += rn.CHAIN_WORDS
+        walk.meet(node, rn.CHAIN_WORDS)
         names.append(int(state.rmap[node]))
         content = int(state.rmap[node + 1])
     return [*names, content] if content else names

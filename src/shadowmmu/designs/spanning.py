@@ -1,4 +1,4 @@
-"""``spanning``: ranges that give up rather than lie. Wei-Lin Chang, v3 of May 2026 (v2 had no TLBIs).
+"""``spanning``: ranges that give up rather than lie. Wei-Lin Chang, v3 of May 2026 (v2: ``spanning_v2``).
 
 Idea: each shadow MMU has a maple tree from canonical range to nested address. A fill that overlaps what
 is recorded replaces it all by one spanning range marked UNKNOWN; an unmap that meets UNKNOWN takes the
@@ -7,6 +7,7 @@ failed store marks the MMU broken: the next unmap takes it whole.
 Guarantees: every mapped canonical byte lies in an entry, or the MMU is broken; so nothing is missed.
 Fails by degrading: UNKNOWN is absorbing (only a full unmap heals it), so an L1 that maps pages twice gets
 ``sweep`` plus the cost of two trees. A leaf replaced by another size leaves its entry behind.
+Bytes a leaf: two maple entries of 16, so 32 in full leaves; 38 measured, fills in order.
 What an identical refill does is inferred, not read in the patches (upstream.md, appendix B3).
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.actions import act_on_range, act_on_whole_mmu
 from shadowmmu.designs.containers.maple import (
     maple_create,
     maple_destroy,
@@ -25,7 +27,7 @@ from shadowmmu.designs.containers.maple import (
 )
 from shadowmmu.designs.containers.maple_node import SLOTS
 from shadowmmu.designs.containers.pool import pool_reset
-from shadowmmu.designs.sweep import unmap_whole_mmu
+from shadowmmu.designs.interface import UNMAP
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails, tree_lock, tree_unlock
 from shadowmmu.machine.counters import (
     BROKEN,
@@ -37,10 +39,10 @@ from shadowmmu.machine.counters import (
 )
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import M_DESIGN, shadow_mmus, shadow_valid
-from shadowmmu.pgtable.unmap import unmap_range
 
 M_MAP: Final = M_DESIGN
 M_DIRECT: Final = M_DESIGN + 1
+"""Column: the direct map; 0 in v2, which has none."""
 M_BROKEN: Final = M_DESIGN + 2
 
 VALID_ENTRY: Final = U64(1)
@@ -51,12 +53,13 @@ ONE: Final = U64(1)
 
 
 @kernel
-def spanning_init(s: State) -> None:
-    """Two empty trees for each shadow MMU."""
+def spanning_init(s: State, with_direct_map: bool) -> None:
+    """An empty map, and a direct map if wanted, for each shadow MMU."""
     pool_reset(s.rmap)
     for mmu in range(1, shadow_mmus(s) + 1):
         s.mmus[mmu, M_MAP] = maple_create(s.rmap, SLOTS)
-        s.mmus[mmu, M_DIRECT] = maple_create(s.rmap, SLOTS)
+        if with_direct_map:
+            s.mmus[mmu, M_DIRECT] = maple_create(s.rmap, SLOTS)
 
 
 @inline
@@ -68,13 +71,14 @@ def give_up(s: State, mmu: int) -> None:
 
 @inline
 def store_exact(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, size: Word) -> bool:
-    """Record one leaf in both trees; False if either has no room."""
+    """Record one leaf in each tree there is; False if one has no room."""
     last = size - ONE
     value = nested_ipa | VALID_ENTRY
     if not maple_store(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa, canonical_ipa + last, value):
         return False
+    direct = s.mmus[mmu, M_DIRECT]
     value = canonical_ipa | VALID_ENTRY
-    return maple_store(s.rmap, s.count, s.mmus[mmu, M_DIRECT], nested_ipa, nested_ipa + last, value)
+    return direct == ZERO or maple_store(s.rmap, s.count, direct, nested_ipa, nested_ipa + last, value)
 
 
 @kernel
@@ -125,6 +129,8 @@ def spanning_record(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, s
 def spanning_forget(s: State, mmu: int, start: Word, end: Word) -> None:
     """A TLBI takes nested [start, end): remove what the direct map knows of it; UNKNOWN stays."""
     direct = s.mmus[mmu, M_DIRECT]
+    if direct == ZERO:
+        return
     tree_lock(s)
     entry = maple_find(s.rmap, s.count, direct, start, end - ONE)
     while entry.value != ZERO:
@@ -139,55 +145,66 @@ def spanning_forget(s: State, mmu: int, start: Word, end: Word) -> None:
 
 @kernel
 def spanning_forget_mmu(s: State, mmu: int) -> None:
-    """Empty both trees; the MMU is whole again. O(nodes)."""
+    """Empty each tree; the MMU is whole again. O(nodes)."""
     maple_destroy(s.rmap, s.count, s.mmus[mmu, M_MAP])
-    maple_destroy(s.rmap, s.count, s.mmus[mmu, M_DIRECT])
+    if s.mmus[mmu, M_DIRECT] != ZERO:
+        maple_destroy(s.rmap, s.count, s.mmus[mmu, M_DIRECT])
     s.mmus[mmu, M_BROKEN] = ZERO
 
 
 @kernel
-def take_whole(s: State, mmu: int, may_block: bool) -> int:
-    """The fallback: unmap the whole MMU and start its record again."""
+def take_whole(s: State, mmu: int, may_block: bool, action: int) -> int:
+    """The fallback: act on the whole MMU; an unmap starts its record again."""
     s.count[FALLBACK_MMU] += 1
-    spanning_forget_mmu(s, mmu)
-    return unmap_whole_mmu(s, mmu, may_block)
+    if action == UNMAP:
+        spanning_forget_mmu(s, mmu)
+    return act_on_whole_mmu(s, mmu, may_block, action)
 
 
 @kernel
-def spanning_unmap_mmu(s: State, mmu: int, start: Word, end: Word, may_block: bool) -> int:
-    """Unmap what one MMU's map has over canonical [start, end). O(hits x log entries), or the whole MMU."""
-    if s.mmus[mmu, M_BROKEN] != ZERO:
-        return take_whole(s, mmu, may_block)
-    tree = s.mmus[mmu, M_MAP]
+def erase_exact(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word) -> None:
+    """Take one exact entry off the map, and its twin off the direct map, if that is still its twin."""
+    maple_erase(s.rmap, s.count, s.mmus[mmu, M_MAP], canonical_ipa)
     direct = s.mmus[mmu, M_DIRECT]
-    removed = 0
+    if direct == ZERO:
+        return
+    known = maple_find(s.rmap, s.count, direct, nested_ipa, nested_ipa)
+    if known.value == canonical_ipa | VALID_ENTRY:
+        maple_erase(s.rmap, s.count, direct, nested_ipa)
+
+
+@kernel
+def spanning_apply_mmu(s: State, mmu: int, start: Word, end: Word, may_block: bool, action: int) -> int:
+    """Act on what one MMU's map has over canonical [start, end). O(hits x log entries), or the whole MMU."""
+    if s.mmus[mmu, M_BROKEN] != ZERO:
+        return take_whole(s, mmu, may_block, action)
+    tree = s.mmus[mmu, M_MAP]
+    changed = 0
     entry = maple_find(s.rmap, s.count, tree, start, end - ONE)
     while entry.value != ZERO:
         if entry.value & UNKNOWN != ZERO:
-            return removed + take_whole(s, mmu, may_block)
+            return changed + take_whole(s, mmu, may_block, action)
         nested_ipa = entry.value & ~FLAGS
-        maple_erase(s.rmap, s.count, tree, entry.first)
-        known = maple_find(s.rmap, s.count, direct, nested_ipa, nested_ipa)
-        if known.value == entry.first | VALID_ENTRY:
-            maple_erase(s.rmap, s.count, direct, nested_ipa)
+        if action == UNMAP:
+            erase_exact(s, mmu, entry.first, nested_ipa)
         size = entry.last - entry.first + ONE
-        removed += unmap_range(s, mmu, nested_ipa, nested_ipa + size, may_block)
-        entry = maple_find(s.rmap, s.count, tree, start, end - ONE)
-    return removed
+        changed += act_on_range(s, mmu, nested_ipa, nested_ipa + size, may_block, action)
+        entry = maple_find(s.rmap, s.count, tree, entry.last + ONE, end - ONE)
+    return changed
 
 
 @kernel
-def spanning_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
-    """Unmap canonical [start, end) from every valid shadow MMU."""
-    removed = 0
+def spanning_apply(s: State, start: Word, end: Word, may_block: bool, action: int) -> int:
+    """Act on canonical [start, end) in every valid shadow MMU."""
+    changed = 0
     for mmu in range(1, shadow_mmus(s) + 1):
         if shadow_valid(s, mmu):
             s.count[MMUS_VISITED] += 1
             s.count[LOOKUPS] += 1
             tree_lock(s)
-            removed += spanning_unmap_mmu(s, mmu, start, end, may_block)
+            changed += spanning_apply_mmu(s, mmu, start, end, may_block, action)
             tree_unlock(s)
-    return removed
+    return changed
 
 
 @kernel

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shadowmmu.compiled import Word
-from shadowmmu.designs.containers import maple_node as m
-from shadowmmu.designs.containers.checks import maple_check, maple_nodes
+from shadowmmu.designs.containers.checks import maple_check, maple_ranges
 from shadowmmu.designs.spanning import FLAGS, M_BROKEN, M_DIRECT, M_MAP, UNKNOWN, VALID_ENTRY
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.context import shadow_mmus
@@ -25,37 +24,29 @@ class SpanningEntry(NamedTuple):
 
 def spanning_entries(state: State, tree: Word | int) -> list[SpanningEntry]:
     """The entries of one tree in order; O(n)."""
-    words = state.rmap
-    found = []
-    for node, _depth, first, last in maple_nodes(words, tree):
-        header = int(words[node])
-        if not header & int(m.LEAF):
-            continue
-        used = header & int(m.USED_MASK)
-        for slot in range(used):
-            top = last if slot == used - 1 else int(words[node + int(m.PIVOT) + slot])
-            value = int(words[node + int(m.SLOT) + slot])
-            if value:
-                found.append(SpanningEntry(first, top, value & ~int(FLAGS), bool(value & int(UNKNOWN))))
-            first = top + 1
-    return found
+    return [
+        SpanningEntry(first, last, value & ~int(FLAGS), bool(value & int(UNKNOWN)))
+        for first, last, value in maple_ranges(state.rmap, tree)
+    ]
 
 
 def check_spanning(state: State) -> int:
     """Assert every invariant of both trees of every shadow MMU; how many entries have no twin.
 
-    Each tree is a sound maple tree. An exact entry of the map is one leaf: a power of two in size, aligned
-    in both spaces. The direct map holds exact entries only. Where nothing was aliased or replaced, map and
-    direct map are each other's inverse: an exact entry without its twin in the other tree is left behind
-    by what the design does not hear of, and is counted, not refused. Raises AssertionError.
+    Serves ``spanning_v2`` too, which has one tree. Each tree is a sound maple tree. An exact entry of the
+    map is one leaf: a power of two in size, aligned in both spaces. The direct map holds exact entries
+    only. Where nothing was aliased or replaced, map and direct map are each other's inverse: an exact
+    entry without its twin in the other tree is left behind by what the design does not hear of, and is
+    counted, not refused. Raises AssertionError.
     """
     page = 1 << int(state.regs[R_PAGE_SHIFT])
     unpaired = 0
     for mmu in range(1, shadow_mmus(state) + 1):
         trees = (state.mmus[mmu, M_MAP], state.mmus[mmu, M_DIRECT])
         for tree in trees:
-            maple_check(state.rmap, tree)
-        recorded, direct = (spanning_entries(state, tree) for tree in trees)
+            if tree:
+                maple_check(state.rmap, tree)
+        recorded, direct = (spanning_entries(state, tree) if tree else [] for tree in trees)
         for entry in recorded + direct:
             where = f"shadow MMU {mmu}: entry [{entry.first:#x}, {entry.last:#x}]"
             assert entry.first % page == 0, f"{where} starts inside a page"
@@ -69,7 +60,7 @@ def check_spanning(state: State) -> int:
             assert not entry.unknown or entry.output == 0, f"{where} is UNKNOWN and has an address"
             assert entry.output % size == 0, f"{where} leads to {entry.output:#x}, aligned otherwise"
         assert not any(entry.unknown for entry in direct), f"shadow MMU {mmu}: UNKNOWN in the direct map"
-        if not state.mmus[mmu, M_BROKEN]:
+        if trees[1] and not state.mmus[mmu, M_BROKEN]:
             unpaired += _unpaired(recorded, direct)
     return unpaired
 

@@ -15,8 +15,16 @@ from shadowmmu.arch.regime import SHIFT_4K, entry_size
 from shadowmmu.arch.stage2 import OA_BITS, S2AP_R, S2AP_W, VALID, XN
 from shadowmmu.arch.tlbi import ipas2_address, ipas2_ttl, ttl_size
 from shadowmmu.compiled import I64, U64, Counts, Word, Words, inline, kernel
-from shadowmmu.designs.dispatch import design_bytes, design_forget, design_init, design_record, design_unmap
-from shadowmmu.designs.interface import CAUSE_INVALIDATED, CAUSE_NOTIFIER, CAUSE_REPLACED, SWEEP
+from shadowmmu.designs.dispatch import design_apply, design_bytes, design_forget, design_init, design_record
+from shadowmmu.designs.interface import (
+    CAUSE_INVALIDATED,
+    CAUSE_NOTIFIER,
+    CAUSE_REPLACED,
+    SWEEP,
+    SWEEP_VMALLS12,
+    UNMAP,
+)
+from shadowmmu.designs.outputs import add_output, clear_outputs, wants_outputs
 from shadowmmu.engine.step import (
     FINISHED,
     FRAMES_PER_STEP,
@@ -68,6 +76,9 @@ INVALIDATE_IPA: Final = 3
 INVALIDATE_RANGE: Final = 4
 RELAX_LEAF: Final = 5
 PROTECT_ALL: Final = 6
+OUTPUT: Final = 7
+"""Frames behind the range of the notifier that follows, as L0 would read them in the VMM's page table: output
+addresses in START and END. FLAGS is 1 in the first of a notifier's."""
 
 # Columns of an event. A notifier has its canonical range in START and END.
 E_KIND: Final = 0
@@ -78,6 +89,8 @@ E_WORD: Final = 4
 """A fill's output address, an invalidation's operand, a notifier's "may block"."""
 E_PROT: Final = 5
 E_CANONICAL: Final = 6
+E_OUTPUTS: Final = 6
+"""A notifier's number of ``OUTPUT`` events before it."""
 E_FLAGS: Final = 7
 E_VTTBR: Final = 8
 EVENT_COLUMNS: Final = 9
@@ -150,6 +163,13 @@ def permits_all_of(have: Word, want: Word) -> bool:
 
 
 @inline
+def takes_all(s: State) -> bool:
+    """Whether the design asks no canonical address of a leaf: it sweeps."""
+    design = I64(s.regs[R_DESIGN])
+    return design == SWEEP or design == SWEEP_VMALLS12
+
+
+@inline
 def leaf_level(s: State, mmu: int, size: Word) -> int:
     """The level of a leaf of ``size`` bytes."""
     r = context_regime(s, mmu)
@@ -216,7 +236,7 @@ def step_fill(s: State, event: Words) -> int:
             relax_permissions(s, mmu, nested_ipa, event[E_PROT] & ~SW_BITS)
             return PERMISSION
     resized = old & VALID != ZERO or (level < 3 and next_leaf(s, mmu, nested_ipa, event[E_END]).word != ZERO)
-    if event[E_FLAGS] & JOINED == ZERO and I64(s.regs[R_DESIGN]) != SWEEP:
+    if event[E_FLAGS] & JOINED == ZERO and not takes_all(s):
         return STALE if stale else UNJOINED
     if resized or level < 3:
         design_forget(s, mmu, nested_ipa, event[E_END], CAUSE_REPLACED)
@@ -285,8 +305,10 @@ def step_invalidation(s: State, event: Words, exact: bool) -> int:
 def step_notifier(s: State, event: Words) -> None:
     """The host takes a canonical range away. Mirrors ``kvm_unmap_gfn_range``, shadows only."""
     s.count[NOTIFIERS] += 1
+    if wants_outputs(s) and event[E_OUTPUTS] == ZERO:
+        clear_outputs(s)
     ghost_begin(s, event[E_START], event[E_END])
-    design_unmap(s, event[E_START], event[E_END], event[E_WORD] != ZERO, CAUSE_NOTIFIER)
+    design_apply(s, event[E_START], event[E_END], event[E_WORD] != ZERO, CAUSE_NOTIFIER, UNMAP)
     ghost_end(s)
 
 
@@ -338,6 +360,11 @@ def refill_events(
         kind = I64(event[E_KIND])
         if kind == FILL:
             outcomes[i] = step_fill(s, event)
+        elif kind == OUTPUT:
+            if wants_outputs(s):
+                if event[E_FLAGS] != ZERO:
+                    clear_outputs(s)
+                add_output(s, event[E_START], event[E_END] - event[E_START])
         elif kind == NOTIFY:
             note_leaves(s, tally, peaks)
             step_notifier(s, event)

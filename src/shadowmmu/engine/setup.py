@@ -37,6 +37,7 @@ from shadowmmu.machine.state import (
     R_NEXT_FRAME,
     R_PA_BITS,
     R_PAGE_SHIFT,
+    R_PRECISE_UPDATES,
     R_STRIDE,
     R_TLBIRANGE,
     REGISTERS,
@@ -59,6 +60,9 @@ class Machine:
     fwb: bool = True
     judged: bool = True
     """Keep what the judge needs (births, deaths, refaults); costs time and memory."""
+    precise_updates: bool = False
+    """L0 also ages and write-protects shadow leaves by the design's record; Linux 7.3.4 ages none and
+    write-protects all."""
     logged: bool = False
     """Keep the observation log."""
     at: str = "linux-7.3.4"
@@ -81,6 +85,7 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     regs[R_PA_BITS] = machine.ipa_limit_bits
     regs[R_TLBIRANGE] = machine.tlbirange
     regs[R_FWB] = machine.fwb
+    regs[R_PRECISE_UPDATES] = machine.precise_updates
     regs[R_GHOST_ON] = machine.judged
     regs[R_LOG_ON] = machine.logged
     regs[R_SHADOWS] = SHADOWS_PER_VCPU * scenario.vcpus

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, kernel
-from shadowmmu.designs.dispatch import design_unmap
-from shadowmmu.designs.interface import CAUSE_MEMSLOT
+from shadowmmu.designs.interface import CAUSE_MEMSLOT, PROTECT, UNMAP
 from shadowmmu.kvm.layout import (
     ONE,
     S_BASE,
@@ -20,6 +19,7 @@ from shadowmmu.kvm.layout import (
     SLOT_LOG_DIRTY,
     ZERO,
 )
+from shadowmmu.kvm.shadows import precise_updates, update_shadows
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.ghost import ghost_begin, ghost_end
 from shadowmmu.machine.log import WRITE_PROTECT, observe
@@ -40,12 +40,16 @@ def write_protect_slot(s: State, start: Word, end: Word) -> None:
 
 
 @kernel
-def write_protect_shadows(s: State) -> None:
+def write_protect_shadows(s: State, start: Word, end: Word) -> None:
     """Make every leaf of every valid shadow read-only. Mirrors ``kvm_nested_s2_wp``.
 
+    With precise updates only what maps canonical [start, end), by the design's record.
     No invalidation for the shadows' VMIDs follows, as seen on the running 7.3.4
     (``suspicion/write-protect-without-shadow-flush``).
     """
+    if precise_updates(s):
+        update_shadows(s, start, end, False, CAUSE_MEMSLOT, PROTECT)
+        return
     for mmu in range(1, shadow_mmus(s) + 1):
         if shadow_valid(s, mmu):
             observe(s, WRITE_PROTECT, ZERO, input_size(s, mmu), U64(mmu), ZERO, ZERO)
@@ -61,10 +65,11 @@ def set_dirty_logging(s: State, slot: int, on: bool) -> None:
     if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
         return
     s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
-    base = s.slots[slot, S_BASE]
+    start = s.slots[slot, S_BASE]
+    end = start + s.slots[slot, S_SIZE]
     mmu_lock_write(s)
-    write_protect_slot(s, base, base + s.slots[slot, S_SIZE])
-    write_protect_shadows(s)
+    write_protect_slot(s, start, end)
+    write_protect_shadows(s, start, end)
     mmu_unlock_write(s)
     flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
 
@@ -92,9 +97,11 @@ def get_dirty_log(s: State, slot: int) -> int:
                     last = U64(bit)
                     dirty += 1
             page_shift = s.regs[R_PAGE_SHIFT]
+            start_dirty = start + (first << page_shift)
+            end_dirty = start + ((last + ONE) << page_shift)
             mmu_lock_write(s)
-            write_protect_slot(s, start + (first << page_shift), start + ((last + ONE) << page_shift))
-            write_protect_shadows(s)
+            write_protect_slot(s, start_dirty, end_dirty)
+            write_protect_shadows(s, start_dirty, end_dirty)
             mmu_unlock_write(s)
             s.dirty[word + i] = ZERO
         start += span
@@ -111,7 +118,7 @@ def flush_memslot(s: State, slot: int) -> None:
     mmu_lock_write(s)
     unmap_range(s, CANONICAL, start, end, True)
     ghost_begin(s, start, end)
-    design_unmap(s, start, end, True, CAUSE_MEMSLOT)
+    update_shadows(s, start, end, True, CAUSE_MEMSLOT, UNMAP)
     ghost_end(s)
     mmu_unlock_write(s)
 

@@ -23,7 +23,7 @@ from shadowmmu.arch.regime import entry_size
 from shadowmmu.arch.registers import HPFAR_EL2
 from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, executable_el0, executable_el1, stage2_permits
 from shadowmmu.compiled import U64, Word, inline, kernel
-from shadowmmu.designs.dispatch import design_forget, design_record
+from shadowmmu.designs.dispatch import design_forget, design_prepare, design_record
 from shadowmmu.designs.interface import CAUSE_REPLACED
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
@@ -238,6 +238,8 @@ def user_mem_abort(s: State, mmu: int, slot: int, abort: Abort, walk: GuestWalk,
     run_host_plan(s, steps)
     page = translate(s, hva)
     prot = compute_prot(s, slot, page, abort, walk, nested)
+    if mmu != CANONICAL and not design_prepare(s):
+        return RESUME
     mmu_lock_read(s)
     if s.regs[K_IN_PROGRESS] != ZERO or s.regs[K_SEQ] != sequence:
         s.count[FAULTS_BOUNCED] += 1

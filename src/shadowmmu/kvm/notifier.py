@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from shadowmmu.arch.stage2 import AF
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.designs.dispatch import design_unmap
-from shadowmmu.designs.interface import CAUSE_NOTIFIER
+from shadowmmu.designs.interface import AGE as AGE_LEAVES
+from shadowmmu.designs.interface import CAUSE_NOTIFIER, UNMAP
 from shadowmmu.host.steps import NOTIFY_AGE, NOTIFY_END, NOTIFY_START, apply_step
 from shadowmmu.kvm.layout import (
     K_IN_PROGRESS,
@@ -23,6 +23,7 @@ from shadowmmu.kvm.layout import (
     S_SIZE,
     ZERO,
 )
+from shadowmmu.kvm.shadows import precise_updates, update_shadows
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import MMUS_VALID, NOTIFIERS, NOTIFIERS_BLOCKABLE
 from shadowmmu.machine.ghost import ghost_begin, ghost_end
@@ -63,7 +64,7 @@ def unmap_gfn_range(s: State, start: Word, end: Word, may_block: bool) -> None:
         if shadow_valid(s, mmu):
             s.count[MMUS_VALID] += 1
     ghost_begin(s, start, end)
-    design_unmap(s, start, end, may_block, CAUSE_NOTIFIER)
+    update_shadows(s, start, end, may_block, CAUSE_NOTIFIER, UNMAP)
     ghost_end(s)
 
 
@@ -102,7 +103,10 @@ def invalidate_range_end(s: State, hva_start: Word, hva_end: Word) -> None:
 
 @kernel
 def age_range(s: State, hva_start: Word, hva_end: Word) -> None:
-    """Clear the access flag over a range: the canonical table only, as ``kvm_age_gfn`` of 7.3.4 does."""
+    """Clear the access flag over a range: the canonical table only, as ``kvm_age_gfn`` of 7.3.4 does.
+
+    With precise updates the shadows' too, through the design's record.
+    """
     for slot in range(I64(s.regs[K_SLOTS])):
         part = slot_overlap(s, slot, hva_start, hva_end)
         if part.start != part.end:
@@ -110,6 +114,8 @@ def age_range(s: State, hva_start: Word, hva_end: Word) -> None:
             observe(s, AGE, part.start >> page, part.end >> page, ZERO, ZERO, ZERO)
             mmu_lock_write(s)
             clear_bits(s, CANONICAL, part.start, part.end, AF)
+            if precise_updates(s):
+                update_shadows(s, part.start, part.end, False, CAUSE_NOTIFIER, AGE_LEAVES)
             mmu_unlock_write(s)
 
 

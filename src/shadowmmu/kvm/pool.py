@@ -10,7 +10,7 @@ from typing import Final
 
 from shadowmmu.arch.registers import HCR_EL2, VTTBR_EL2
 from shadowmmu.compiled import I64, U64, inline, kernel
-from shadowmmu.designs.dispatch import design_forget_mmu
+from shadowmmu.designs.dispatch import design_forget_mmu, design_wipe
 from shadowmmu.kvm.layout import (
     K_NEXT,
     NO_MMU,
@@ -34,11 +34,9 @@ from shadowmmu.pgtable.context import (
     M_REFCNT,
     M_VTCR,
     M_VTTBR,
-    input_size,
     shadow_mmus,
     shadow_valid,
 )
-from shadowmmu.pgtable.unmap import unmap_range
 
 VMID_SHIFT: Final = VTTBR_EL2.lsb("VMID")
 HCR_VM: Final = HCR_EL2.mask("VM")
@@ -151,7 +149,7 @@ def wipe_shadow(s: State, mmu: int) -> None:
     """Unmap a whole shadow MMU, for another reason than a notifier."""
     s.count[WIPES] += 1
     design_forget_mmu(s, mmu)
-    unmap_range(s, mmu, ZERO, input_size(s, mmu), True)
+    design_wipe(s, mmu)
 
 
 @kernel

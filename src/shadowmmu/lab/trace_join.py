@@ -22,6 +22,7 @@ from shadowmmu.engine.refill_step import (
     INVALIDATE_IPA,
     INVALIDATE_RANGE,
     NOTIFY,
+    OUTPUT,
     PROTECT_ALL,
     RELAX_LEAF,
 )
@@ -126,6 +127,7 @@ class Joiner:
         self.recorded = RecordedCost([table.stage2_on for table in self.tables])
         self.host: LeafMap[int] = LeafMap()
         self.behind: dict[int, set[int]] = {}
+        self.frames: LeafMap[int] = LeafMap()
         self.memory: list[LeafMap[Source]] = [LeafMap() for _ in self.tables]
 
     def step(self, event: ShadowEvent) -> None:
@@ -201,6 +203,7 @@ class Joiner:
             )
         if values["pgt"] == self.canonical:
             self._drop_host(base, base + size)
+            self.frames.put(base, size, pa)
             self.host.put(base, size, pa)
             self.behind.setdefault(pa, set()).add(base)
             return
@@ -211,6 +214,7 @@ class Joiner:
             self.joins[way] += 1
         joined = way in JOINED
         if joined:
+            self._note_frame(canonical_ipa, size, pa)
             self.memory[table].put(base, size, Source(canonical_ipa, tag))
         fate = self.recorded.fill(table, base, size)
         self._emit(
@@ -250,6 +254,21 @@ class Joiner:
             return (BY_MEMORY_SHARED if candidates else BY_MEMORY), known
         return (AMBIGUOUS if candidates else NOT_FOUND), 0
 
+    def _note_frame(self, canonical_ipa: int, size: int, pa: int) -> None:
+        """A joined fill shows which frames the host has behind a canonical range."""
+        held = self.frames.find(canonical_ipa)
+        if held is None or held.value + canonical_ipa - held.base != pa:
+            self.frames.put(canonical_ipa, size, pa)
+
+    def _take_frames(self, event: ShadowEvent, start: int, end: int) -> int:
+        """The frames behind a canonical range that the host takes away, an event each; how many."""
+        held = sorted(self.frames.take(start, end))
+        for number, leaf in enumerate(held):
+            first, last = max(start, leaf.base), min(end, leaf.base + leaf.size)
+            pa = leaf.value + first - leaf.base
+            self._emit(event, (OUTPUT, 0, pa, pa + last - first, 0, 0, 0, int(number == 0), 0))
+        return len(held)
+
     def _drop_host(self, start: int, end: int) -> None:
         for leaf in self.host.take(start, end):
             self.behind[leaf.value].discard(leaf.base)
@@ -268,7 +287,8 @@ class Joiner:
         self.recorded.begin_notifier(event.thread)
         self._drop_host(start, end)
         may_block = event.values.get("mayblock", 1)
-        self._emit(event, (NOTIFY, 0, start, end, may_block, 0, 0, 0, 0))
+        outputs = self._take_frames(event, start, end)
+        self._emit(event, (NOTIFY, 0, start, end, may_block, 0, outputs, 0, 0))
 
     def _end_notifier(self, number: int, thread: Thread) -> None:
         if thread.in_notifier:

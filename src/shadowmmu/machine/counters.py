@@ -63,6 +63,9 @@ REFAULTS_AVOIDABLE: Final = 51
 AT_TRAPPED: Final = 52
 AT_SLOW: Final = 53
 AT_REPLAYED: Final = 54
+FALLBACK_FRAME: Final = 55
+DESCRIPTORS_SCANNED: Final = 56
+TLBI_VMID_SHADOW: Final = 57
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -120,6 +123,9 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     AT_TRAPPED: ("at_trapped", "AT instructions executed by L1 and emulated, each replay too"),
     AT_SLOW: ("at_slow", "of these, how many walked the guest's tables in software"),
     AT_REPLAYED: ("at_replayed", "of these, how many L1 had to execute again"),
+    FALLBACK_FRAME: ("fallbacks_frame", "canonical frames that lost every leaf to keep a record short"),
+    DESCRIPTORS_SCANNED: ("descriptors_scanned", "shadow descriptors read only to see whether they must go"),
+    TLBI_VMID_SHADOW: ("tlbi_vmid_shadow", "whole-VMID invalidations for a shadow's VMID"),
 }
 
 COUNTERS: Final = len(DECLARED)

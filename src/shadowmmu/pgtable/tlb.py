@@ -16,6 +16,7 @@ from shadowmmu.machine.counters import (
     TLBI_RANGE_SHADOW,
     TLBI_STAGE1,
     TLBI_VMID,
+    TLBI_VMID_SHADOW,
 )
 from shadowmmu.machine.state import R_FWB, R_PAGE_SHIFT, R_TLBIRANGE, State
 
@@ -43,11 +44,19 @@ def flush_ipa(s: State, mmu: int) -> None:
 
 
 @inline
+def flush_vmid(s: State, mmu: int) -> None:
+    """Invalidate both stages of a whole VMID (VMALLS12E1IS). Mirrors ``__kvm_tlb_flush_vmid``."""
+    s.count[TLBI_VMID] += 1
+    s.count[DSBS] += 2
+    if mmu != 0:
+        s.count[TLBI_VMID_SHADOW] += 1
+
+
+@inline
 def flush_range(s: State, mmu: int, size: Word) -> None:
     """Invalidate ``size`` bytes. Mirrors ``kvm_tlb_flush_vmid_range``: ranges of at most 2M pages."""
     if s.regs[R_TLBIRANGE] == ZERO:
-        s.count[TLBI_VMID] += 1
-        s.count[DSBS] += 2
+        flush_vmid(s, mmu)
         return
     pages = size >> s.regs[R_PAGE_SHIFT]
     ranges = (pages + MAX_RANGE_PAGES - ONE) // MAX_RANGE_PAGES

@@ -36,10 +36,11 @@ from shadowmmu.pgtable.context import (
     CANONICAL,
     M_LEAVES,
     context_regime,
+    input_size,
     largest_block,
     root_word,
 )
-from shadowmmu.pgtable.tlb import defers_tlbi, flush_ipa, flush_range
+from shadowmmu.pgtable.tlb import defers_tlbi, flush_ipa, flush_range, flush_vmid
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
@@ -191,6 +192,23 @@ def unmap_range(s: State, mmu: int, start: Word, end: Word, may_block: bool) -> 
 
     Mirrors ``stage2_apply_range``; one walk and one invalidation a chunk, mapped or not.
     """
+    return unmap_chunks(s, mmu, start, end, may_block, True)
+
+
+@kernel
+def unmap_all(s: State, mmu: int, may_block: bool) -> int:
+    """Unmap a whole context with one VMALLS12E1IS at the end, after walks that invalidate nothing.
+
+    Mirrors ``kvm_stage2_unmap_all`` of a series of September 2026, known by its description only.
+    """
+    removed = unmap_chunks(s, mmu, ZERO, input_size(s, mmu), may_block, False)
+    flush_vmid(s, mmu)
+    return removed
+
+
+@kernel
+def unmap_chunks(s: State, mmu: int, start: Word, end: Word, may_block: bool, flush: bool) -> int:
+    """The chunks of the two above; ``flush`` invalidates each."""
     observe(s, RANGE, start, end - start, U64(mmu), ZERO, ZERO)
     chunk = largest_block(context_regime(s, mmu))
     removed = 0
@@ -200,7 +218,10 @@ def unmap_range(s: State, mmu: int, start: Word, end: Word, may_block: bool) -> 
         after = (ipa // chunk + ONE) * chunk
         if after > end:
             after = end
-        removed += stage2_unmap(s, mmu, ipa, after)
+        if flush:
+            removed += stage2_unmap(s, mmu, ipa, after)
+        else:
+            removed += unmap_walk(s, mmu, ipa, after, False, False)
         chunks += 1
         if may_block and after < end:
             cond_resched_lock(s)

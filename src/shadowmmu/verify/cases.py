@@ -273,7 +273,7 @@ def placed_cases() -> list[Case]:
     failures = [
         Case(
             f"allocation-failure-{n}",
-            f"the record has no memory for leaf {n}; the fill succeeds all the same",
+            f"the record has no memory for leaf {n}; the access succeeds all the same",
             _ALLOCATION,
             fail_allocation=n,
             exact=False,

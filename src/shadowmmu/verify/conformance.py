@@ -13,8 +13,10 @@ from typing import Final
 
 from shadowmmu.compiled import U64
 from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.designs.list_checks import check_gfn_lists, check_pa_keyed, check_pte_chains
 from shadowmmu.designs.reverse_table_check import check_reverse_table
 from shadowmmu.designs.spanning_check import check_spanning
+from shadowmmu.designs.tree_checks import check_maple_2025, check_per_vm_tree
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.setup import Machine
 from shadowmmu.errors import UndeterminedError
@@ -34,6 +36,12 @@ __all__ = ["Case", "CaseResult", "ConformanceReport", "conformance_cases", "run_
 OWN_CHECKS: Final[dict[str, Callable[[State], object]]] = {
     "reverse_table": check_reverse_table,
     "spanning": check_spanning,
+    "maple_2025": check_maple_2025,
+    "spanning_v2": check_spanning,
+    "gfn_lists": check_gfn_lists,
+    "pte_chains": check_pte_chains,
+    "pa_keyed": check_pa_keyed,
+    "per_vm_tree": check_per_vm_tree,
 }
 """``check()`` of the designs that have one: every invariant of the record itself, after every event."""
 

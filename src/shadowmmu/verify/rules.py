@@ -20,7 +20,7 @@ from shadowmmu.arch.stage2 import OA_BITS, S2AP_W
 from shadowmmu.arch.tlbi import ipas2_address, ripas2_range
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_covers, design_recorded
-from shadowmmu.designs.interface import REVERSE_TABLE
+from shadowmmu.designs.interface import PA_KEYED, PTE_CHAINS, REVERSE_TABLE
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.layout import S_BASE, S_SIZE
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, slot_hva
@@ -299,7 +299,9 @@ def judge_tables(s: State, checks: int) -> Finding:
             if U64(used) != s.frames[frame, REFS]:
                 return Finding(USE_COUNT, 0, ZERO, ZERO, frame << shift, ZERO, 0)
         frame += ONE
-    if checks & (1 << ORPHAN) != 0 and I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
+    design = I64(s.regs[R_DESIGN])
+    exact = design == REVERSE_TABLE or design == PTE_CHAINS or design == PA_KEYED
+    if checks & (1 << ORPHAN) != 0 and exact:
         leaves = 0
         for mmu in range(1, shadow_mmus(s) + 1):
             leaves += I64(s.mmus[mmu, M_LEAVES])

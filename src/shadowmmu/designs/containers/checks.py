@@ -13,7 +13,7 @@ from shadowmmu.designs.containers import maple_node as m
 from shadowmmu.designs.containers import rbtree as rb
 from shadowmmu.designs.containers.pool import POOL_HEADER_WORDS, pool_check, pool_free_nodes
 
-__all__ = ["maple_check", "maple_nodes", "rb_check", "rb_nodes"]
+__all__ = ["maple_check", "maple_nodes", "maple_ranges", "rb_check", "rb_nodes"]
 
 KEYS = 1 << 64
 
@@ -52,6 +52,17 @@ def _slots(words: Words, node: int, first: int, last: int) -> list[tuple[int, in
         slots.append((first, top, int(words[node + int(m.SLOT) + slot])))
         first = top + 1
     return slots
+
+
+def maple_ranges(words: Words, tree: Word | int) -> list[tuple[int, int, int]]:
+    """The entries of a maple tree in order: (first, last, value). Raises ``AssertionError``. O(n)."""
+    return [
+        (start, end, value)
+        for node, _depth, first, last in maple_nodes(words, tree)
+        if int(words[node]) & int(m.LEAF)
+        for start, end, value in _slots(words, node, first, last)
+        if value
+    ]
 
 
 def maple_check(words: Words, tree: Word | int) -> None:

@@ -20,6 +20,8 @@ from shadowmmu.machine.counters import NODES_ALLOCATED, NODES_FREED, NODES_VISIT
 __all__ = [
     "EXISTS",
     "INSERTED",
+    "NODE_CLASS",
+    "NODE_WORDS",
     "NO_MEMORY",
     "N_KEY",
     "N_SIZE",
@@ -54,6 +56,8 @@ N_VALUE: Final = U64(4)
 """Offset of a node's value."""
 N_SIZE: Final = U64(5)
 """Offset of a node's size."""
+NODE_WORDS: Final = 6
+"""Words of a node; the rest of its slab object is the owner's, and nothing here touches it."""
 
 BLACK: Final = U64(1)
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from shadowmmu.errors import InputError
 
 DEFAULT = "linux-7.3.4-icount"
-PRICES = ("chunk", "leaf", "refault", "flush", "node")
+PRICES = ("chunk", "leaf", "refault", "flush", "node", "scan")
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,15 @@ class CostModel:
 
     def modelled_ns(self, counters: Mapping[str, int]) -> float:
         """What unmapping shadows, and refaulting what notifiers took, costs: counters by public name."""
-        beyond_chunks = max(0, counters["tlbi_range_shadow"] - counters["chunks_shadow"])
+        invalidations = counters["tlbi_range_shadow"] + counters["tlbi_vmid_shadow"]
+        beyond_chunks = max(0, invalidations - counters["chunks_shadow"])
         work = {
             "chunk": counters["chunks_shadow"],
             "leaf": counters["leaves_removed"],
             "refault": counters["refaults_caused"],
             "flush": beyond_chunks,
             "node": counters["nodes_visited"],
+            "scan": counters["descriptors_scanned"],
         }
         return sum(self.prices[name].ns * amount for name, amount in work.items())
 

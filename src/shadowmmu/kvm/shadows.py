@@ -1,0 +1,54 @@
+"""Handing a canonical range to the design under test, with what it needs to be told.
+
+Stands where Linux 7.3.4 has ``kvm_nested_s2_unmap`` and ``kvm_nested_s2_wp``. For a design that knows
+leaves by output address, the frames behind the range are read in the VMM's page table first, as
+``get_user_mapping_size`` reads it: a notifier comes before its change, so the entry is still the one that
+was mapped; an entry that is not there has no leaf either.
+"""
+
+from __future__ import annotations
+
+from shadowmmu.compiled import Word, inline, kernel
+from shadowmmu.designs.dispatch import design_apply
+from shadowmmu.designs.outputs import add_output, clear_outputs, outputs_overflow, wants_outputs
+from shadowmmu.host.tables import translate
+from shadowmmu.kvm.layout import ONE, ZERO
+from shadowmmu.kvm.slots import NO_SLOT, find_slot, slot_hva
+from shadowmmu.machine.counters import LOOKUPS
+from shadowmmu.machine.state import R_PAGE_SHIFT, R_PRECISE_UPDATES, State
+
+
+@inline
+def precise_updates(s: State) -> bool:
+    """Whether ageing and write protection go through the design's record; not so in 7.3.4."""
+    return s.regs[R_PRECISE_UPDATES] != ZERO
+
+
+@kernel
+def note_outputs(s: State, start: Word, end: Word) -> None:
+    """Read the frames behind canonical [start, end) of one memslot. O(pages), one step a huge page."""
+    clear_outputs(s)
+    slot = find_slot(s, start)
+    if slot == NO_SLOT:
+        return
+    page = ONE << s.regs[R_PAGE_SHIFT]
+    ipa = start
+    while ipa < end and not outputs_overflow(s):
+        hva = slot_hva(s, slot, ipa)
+        mapped = translate(s, hva)
+        s.count[LOOKUPS] += 1
+        size = page
+        if mapped.size != ZERO:
+            size = mapped.size - (hva & (mapped.size - ONE))
+            if size > end - ipa:
+                size = end - ipa
+            add_output(s, mapped.pa, size)
+        ipa += size
+
+
+@kernel
+def update_shadows(s: State, start: Word, end: Word, may_block: bool, cause: int, action: int) -> int:
+    """Unmap, age or protect what maps canonical [start, end) in any shadow; how many leaves changed."""
+    if wants_outputs(s):
+        note_outputs(s, start, end)
+    return design_apply(s, start, end, may_block, cause, action)

@@ -5,6 +5,8 @@
 #   make check   format, lint, types
 #   make soak    slow tests too, with bounds checks in the kernels
 #   make bench   the timed benchmarks
+#   make oracle  get the newest QEMU this machine can, for the tests against it
+#   make mutants one-place faults of the architecture room: how many QEMU catches
 #   make report  only the HTML report
 
 SHELL := bash
@@ -21,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest -n auto
 KERNEL_ROOMS := arch machine pgtable host kvm designs guest engine
 KERNEL_TESTS := $(wildcard $(addprefix tests/,$(KERNEL_ROOMS)))
 
-.PHONY: help run report test check soak bench clean
+.PHONY: help run report test check soak bench oracle mutants clean
 
 help:
 	@sed -n 's/^#   make/  make/p' $(MAKEFILE_LIST)
@@ -63,6 +65,12 @@ check: $(VENV)/installed-dev
 
 soak: $(VENV)/installed-dev
 	HYPOTHESIS_PROFILE=soak NUMBA_BOUNDSCHECK=1 $(PYTEST) -m "slow or not slow" tests
+
+oracle: $(VENV)/installed-core
+	$(BIN)/python -m shadowmmu.oracles.qemu.install
+
+mutants: $(VENV)/installed-core
+	$(BIN)/shadowmmu oracle mutants
 
 bench: $(VENV)/installed-core
 	@set -- benchmarks/bench_*.py; test -e "$$1" || { echo "no benchmarks/bench_*.py" >&2; exit 1; }; \

@@ -1,9 +1,9 @@
 """Which QEMU to use, and how to get a newer one than the system's without installing anything.
 
-    python -m shadowmmu.oracles.qemu.install DIR [SUITE ...]
+    python -m shadowmmu.oracles.qemu.install [DIR [SUITE ...]]
 
-unpacks the newest qemu-system-arm of the given Debian suites, with its libraries, in DIR and prints its
-launcher. It asks the mirror that apt on this machine is set up for. About 5 s and 200 MB.
+unpacks the newest qemu-system-arm of the given Debian suites, with its libraries, in DIR (where ``find_qemu``
+looks by default) and prints its launcher. It asks the mirror that apt on this machine is set up for. About 5 s and 200 MB.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def find_qemu() -> Path:
     if installed is None:
         raise InputError(
             f"no {PROGRAM} on PATH: install the package qemu-system-arm, "
-            f"or run python -m {MODULE} DIR and set ${VARIABLE} to what it prints"
+            f"or run python -m {MODULE}"
         )
     return Path(installed)
 
@@ -135,12 +135,10 @@ def _run(*command: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Unpack in the folder named by the first argument, print the launcher; exit code 4 where it fails."""
-    if not arguments:
-        sys.stderr.write(f"usage: python -m {MODULE} DIR [SUITE ...]\n")
-        return 4
+    """Unpack in the folder named by the first argument; print the launcher. Exit code 4 where it fails."""
+    folder = Path(arguments[0]) if arguments else cache_base() / "qemu"
     try:
-        launcher = unpack_qemu(Path(arguments[0]), tuple(arguments[1:]) or SUITES)
+        launcher = unpack_qemu(folder, tuple(arguments[1:]) or SUITES)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 4

@@ -17,22 +17,26 @@
 #define isb()			asm volatile("isb" ::: "memory")
 #define dsb()			asm volatile("dsb sy" ::: "memory")
 
+/* The arguments of a command: read once, before anything else is touched. */
+struct call { u64 a0, a1, a2, a3, a4, a5, a6; };
+
 /* l1.S knows the offsets. */
 struct l2_context { u64 x[7], esr, far, hpfar, elr, pc; };
 
 extern void l1_run(struct l2_context *);
 extern char l2_code[], l2_code_end[];
 
-static u64 pool = TABLE_POOL;			/* next free table page */
+/* Next free table page. Volatile: the order of L1's accesses to memory is what the model repeats. */
+static volatile u64 pool = TABLE_POOL;
 static struct l2_context context;
 
 static u64 new_table(void)
 {
 	volatile u64 *table = (volatile u64 *)pool;
 
+	pool = (u64)table + 4096;
 	for (int i = 0; i < 512; i++)
 		table[i] = 0;
-	pool += 4096;
 	return (u64)table;
 }
 
@@ -119,11 +123,14 @@ static void set_stage1(u64 which, u64 v, u64 vhe)
 	isb();
 }
 
-static void run_l2(volatile struct mailbox *m)
+static void run_l2(volatile struct mailbox *m, const struct call *c)
 {
-	for (int i = 0; i < 5; i++)
-		context.x[i] = m->argument[i];
-	context.pc = m->argument[5];
+	context.x[0] = c->a0;
+	context.x[1] = c->a1;
+	context.x[2] = c->a2;
+	context.x[3] = c->a3;
+	context.x[4] = c->a4;
+	context.pc = c->a5;
 	l1_run(&context);
 	m->result[0] = context.esr;
 	m->result[1] = context.far;
@@ -135,24 +142,21 @@ static void run_l2(volatile struct mailbox *m)
 }
 
 /* (root, nested IPA, canonical IPA, size, level, attributes, window): the output wraps at the window. */
-static void map(volatile struct mailbox *m)
+static void map(const struct call *c)
 {
-	u64 leaf = 1UL << (12 + 9 * (3 - m->argument[4])), size = m->argument[3];
-	u64 window = m->argument[6] ? m->argument[6] : size;
+	u64 leaf = 1UL << (12 + 9 * (3 - c->a4)), window = c->a6 ? c->a6 : c->a3;
 
-	for (u64 o = 0; o < size; o += leaf)
-		set_leaf(m->argument[0], m->argument[1] + o, m->argument[2] + o % window, m->argument[4],
-			 m->argument[5]);
-	m->result[0] = pool;
+	for (u64 o = 0; o < c->a3; o += leaf)
+		set_leaf(c->a0, c->a1 + o, c->a2 + o % window, c->a4, c->a5);
 }
 
 /* (root, nested IPA, size, level) */
-static void unmap(volatile struct mailbox *m)
+static void unmap(const struct call *c)
 {
-	u64 leaf = 1UL << (12 + 9 * (3 - m->argument[3]));
+	u64 leaf = 1UL << (12 + 9 * (3 - c->a3));
 
-	for (u64 o = 0; o < m->argument[2]; o += leaf)
-		set_leaf(m->argument[0], m->argument[1] + o, 0, m->argument[3], 0);
+	for (u64 o = 0; o < c->a2; o += leaf)
+		set_leaf(c->a0, c->a1 + o, 0, c->a3, 0);
 }
 
 static void info(volatile struct mailbox *m)
@@ -183,43 +187,61 @@ void l1_main(void)
 	set_stage1(S1_SCTLR, SCTLR_RES1, vhe);
 
 	for (;;) {
+		struct call c;
+		u64 command;
+
 		*doorbell = 0;
 		dsb();
-		switch (m->command) {
-		case CMD_SET_STAGE2:			/* (root or 0, VMID, VTCR_EL2) */
-			m->result[0] = m->argument[0] ? m->argument[0] : new_table();
-			write_reg(vtcr_el2, m->argument[2]);
-			write_reg(vttbr_el2, m->result[0] | (m->argument[1] << 48));
+		command = m->command;
+		c.a0 = m->argument[0];
+		c.a1 = m->argument[1];
+		c.a2 = m->argument[2];
+		c.a3 = m->argument[3];
+		c.a4 = m->argument[4];
+		c.a5 = m->argument[5];
+		c.a6 = m->argument[6];
+		switch (command) {
+		case CMD_SET_STAGE2: {			/* (root or 0, VMID, VTCR_EL2) */
+			u64 root = c.a0 ? c.a0 : new_table();
+
+			write_reg(vtcr_el2, c.a2);
+			write_reg(vttbr_el2, root | (c.a1 << 48));
 			isb();
+			m->result[0] = root;
 			m->result[1] = read_reg(vttbr_el2);
 			m->result[2] = read_reg(vtcr_el2);
 			break;
+		}
 		case CMD_RUN:				/* (x0 to x4, pc) */
-			run_l2(m);
+			run_l2(m, &c);
 			break;
 		case CMD_TLBI:				/* (kind, value) */
-			invalidate(m->argument[0], m->argument[1]);
+			invalidate(c.a0, c.a1);
 			break;
 		case CMD_AT:				/* (operation, VA) */
-			m->result[0] = translate(m->argument[0], m->argument[1]);
+			m->result[0] = translate(c.a0, c.a1);
 			break;
 		case CMD_STAGE1:			/* (register, value) */
-			set_stage1(m->argument[0], m->argument[1], vhe);
+			set_stage1(c.a0, c.a1, vhe);
 			break;
 		case CMD_MAP:
-			map(m);
+			map(&c);
+			m->result[0] = pool;
 			break;
 		case CMD_UNMAP:
-			unmap(m);
+			unmap(&c);
 			break;
 		case CMD_POKE:				/* (canonical IPA, value) */
-			*(volatile u64 *)m->argument[0] = m->argument[1];
+			*(volatile u64 *)c.a0 = c.a1;
 			break;
-		case CMD_PEEK:				/* (canonical IPA) */
-			m->result[0] = *(volatile u64 *)m->argument[0];
+		case CMD_PEEK: {			/* (canonical IPA) */
+			u64 value = *(volatile u64 *)c.a0;
+
+			m->result[0] = value;
 			break;
+		}
 		case CMD_VM:				/* (HCR_EL2.VM) */
-			hcr = m->argument[0] ? hcr | HCR_VM : hcr & ~HCR_VM;
+			hcr = c.a0 ? hcr | HCR_VM : hcr & ~HCR_VM;
 			write_reg(hcr_el2, hcr);
 			isb();
 			break;

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.fault import EXECUTE, WRITE
 from shadowmmu.arch.registers import HCR_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 from shadowmmu.events.schema import (
@@ -35,7 +34,7 @@ from shadowmmu.events.schema import (
     UNMAP_GUEST,
     VM,
 )
-from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
+from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import (
     answer_mailbox,
     boot_l1,
@@ -43,6 +42,8 @@ from shadowmmu.guest.hypervisor import (
     l1_store,
     new_table,
     set_leaf,
+    switch_from_l2,
+    switch_to_l2,
     wake_l1,
 )
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
@@ -53,7 +54,6 @@ from shadowmmu.guest.layout import (
     G_ROOT,
     G_STATUS,
     L1_LOOP_PAGE,
-    L1_STACK_PAGE,
     L1_START_PAGE,
     MAILBOX_PAGE,
     ONE,
@@ -137,10 +137,12 @@ def command_l1(s: State, vcpu: int) -> None:
 
 @kernel
 def start_l1(s: State) -> None:
-    """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0."""
+    """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0 and answers what it is."""
     vmm_store(s, L1_START_PAGE)
     vmm_store(s, L1_LOOP_PAGE)
     boot_l1(s, 0)
+    command_l1(s, 0)
+    answer_mailbox(s, 0)
 
 
 @inline
@@ -186,9 +188,7 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     """L2's accesses, up to the next abort; enters before the first, leaves after the last or at a fault."""
     done = s.regs[G_CURSOR]
     if done == ZERO:
-        access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
-        access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
-        access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
+        switch_to_l2(s, vcpu)
         enter_l2(s, vcpu)
     outcome = DONE
     fetched = False  # without an abort in between, the code page is still where it was
@@ -205,6 +205,7 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     if outcome == DONE:
         hypercall(s, vcpu, op[E])
     leave_l2(s, vcpu)
+    switch_from_l2(s, vcpu)
     answer_mailbox(s, vcpu)
     s.regs[G_LEFT] = op[C] - done
     s.regs[G_STATUS] = U64(outcome)
@@ -243,6 +244,7 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
         l1_store(s, vcpu, op[A], op[B])
     elif kind == PEEK:
         l1_load(s, vcpu, op[A])
+        answer_mailbox(s, vcpu)
     return EVENT_DONE
 
 

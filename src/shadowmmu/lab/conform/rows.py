@@ -79,16 +79,8 @@ def model_log(executor: Executor) -> Iterator[Logged]:
 
 
 def canonical_table(events: Iterable[TraceEvent]) -> int | None:
-    """The pointer of the canonical table: what a notifier unmaps first, or what L1's first fetch fills."""
-    first = None
-    notified = False
-    for event in events:
-        if event.name == "s2range" and notified:
-            return event.fields["pgt"]
-        notified = event.name == "unmap_gfn"
-        if event.name == "s2map" and first is None:
-            first = event.fields["pgt"]
-    return first
+    """The pointer of the canonical table: L1's first fetch, the first fill of all, goes into it."""
+    return next((event.fields["pgt"] for event in events if event.name == "s2map"), None)
 
 
 def kernel_events(answer: Answer) -> list[Row]:

@@ -25,6 +25,8 @@ from shadowmmu.oracles.rig.scripts import check_script, traced
 PARANGE: Final = {36: 1, 40: 2, 42: 3, 44: 4, 48: 5}
 """ID_AA64MMFR0_EL1.PARange by the IPA limit that KVM derives from it."""
 
+TRACING: Final = "/sys/kernel/tracing/"
+
 HUGE_PAGE: Final = 2 << 20
 HOST_MEMORY: Final = 2 << 30
 HOST_OWN: Final = 768 << 20
@@ -101,12 +103,12 @@ class Rig:
     def run_many(self, scripts: Mapping[str, str]) -> list[RigRun]:
         """Run scripts by name, several a boot; the answers in their order.
 
-        A script that writes to files of the host (``w``) gets a boot of its own. Raises ScenarioError for one
+        A script that sets up tracing of its own (``w``) gets a boot of its own. Raises ScenarioError for one
         that cannot be run, InputError for an IPA limit the rig cannot have, UndeterminedError when QEMU
         or the boot fails.
         """
         scenarios = {name: check_script(text, name) for name, text in scripts.items()}
-        alone = [name for name, text in scripts.items() if "\nw " in "\n" + text]
+        alone = [name for name, text in scripts.items() if f"\nw {TRACING}" in "\n" + text]
         together = [name for name in scripts if name not in alone]
         answers: dict[str, str] = {}
         for group in (together, *([name] for name in alone)):

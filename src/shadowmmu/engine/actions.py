@@ -81,8 +81,8 @@ from shadowmmu.host.layout import (
 )
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
-from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
+from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
+from shadowmmu.kvm.layout import V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
 from shadowmmu.machine.counters import GUEST_ABORTS
@@ -330,7 +330,7 @@ def vm_action(s: State, kind: int, op: Words) -> int:
         if op[A] == ZERO:
             delete_slot(s, 0)
         else:
-            s.slots[0, S_SIZE] = s.regs[G_MEMORY]
+            make_slot(s, 0, s.regs[G_MEMORY])
     elif kind == IDLE:
         return mark_idle(s, op)
     return EVENT_DONE

@@ -61,6 +61,12 @@ def set_dirty_logging(s: State, slot: int, on: bool) -> None:
     if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
         return
     s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
+    protect_slot(s, slot)
+
+
+@kernel
+def protect_slot(s: State, slot: int) -> None:
+    """Write-protect a slot whose log begins, and every shadow. Mirrors ``kvm_mmu_wp_memory_region``."""
     base = s.slots[slot, S_BASE]
     mmu_lock_write(s)
     write_protect_slot(s, base, base + s.slots[slot, S_SIZE])
@@ -121,3 +127,18 @@ def delete_slot(s: State, slot: int) -> None:
     """Remove a memslot: its tables are flushed, its window closes."""
     flush_memslot(s, slot)
     s.slots[slot, S_SIZE] = ZERO
+
+
+@kernel
+def make_slot(s: State, slot: int, size: Word) -> None:
+    """Make the memslot again, its log empty. One that logs is write-protected, as if its log began.
+
+    Mirrors ``kvm_arch_commit_memory_region``; seen on the running 7.3.4 (``live/slot-with-log``).
+    """
+    s.slots[slot, S_SIZE] = size
+    word = I64(s.slots[slot, S_DIRTY_WORD])
+    pages = I64(size >> s.regs[R_PAGE_SHIFT])
+    for i in range((pages + 63) // 64):
+        s.dirty[word + i] = ZERO
+    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
+        protect_slot(s, slot)

@@ -362,10 +362,10 @@ WEIGHTS: Final = {
 }
 
 HOST_CALLS: Final = {
-    "base": ("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "munmap", "mergeable"),
+    "base": ("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "munmap", "mergeable", "pageout"),
     "thp": (
         *("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "write", "munmap"),
-        *("hugepage", "nohugepage", "collapse", "collapse", "mergeable", "pageout"),
+        *("hugepage", "nohugepage", "collapse", "collapse", "mergeable"),
     ),
     "huge": ("dontneed", "dontneed", "mprotect", "write", "munmap"),
 }

@@ -54,14 +54,27 @@ def write_protect_shadows(s: State) -> None:
 
 @kernel
 def set_dirty_logging(s: State, slot: int, on: bool) -> None:
-    """Switch the slot's log. Switching it on write-protects; switching it off changes no table."""
+    """Switch the slot's log. Switching it on write-protects; off changes no table, but forgets what was dirty.
+
+    Seen on the running 7.3.4 (``live/log-off-forgets``).
+    """
     if not on:
         s.slots[slot, S_FLAGS] &= ~SLOT_LOG_DIRTY
+        forget_dirty(s, slot)
         return
     if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
         return
     s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
     protect_slot(s, slot)
+
+
+@kernel
+def forget_dirty(s: State, slot: int) -> None:
+    """Empty the slot's bitmap. Mirrors ``kvm_destroy_dirty_bitmap`` and the new one that follows."""
+    word = I64(s.slots[slot, S_DIRTY_WORD])
+    pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
+    for i in range((pages + 63) // 64):
+        s.dirty[word + i] = ZERO
 
 
 @kernel
@@ -136,9 +149,6 @@ def make_slot(s: State, slot: int, size: Word) -> None:
     Mirrors ``kvm_arch_commit_memory_region``; seen on the running 7.3.4 (``live/slot-with-log``).
     """
     s.slots[slot, S_SIZE] = size
-    word = I64(s.slots[slot, S_DIRTY_WORD])
-    pages = I64(size >> s.regs[R_PAGE_SHIFT])
-    for i in range((pages + 63) // 64):
-        s.dirty[word + i] = ZERO
+    forget_dirty(s, slot)
     if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
         protect_slot(s, slot)

@@ -6,6 +6,7 @@
 #   make soak    slow tests too, with bounds checks in the kernels
 #   make bench   the timed benchmarks
 #   make report  only the HTML report
+#   make rig     prepare the real-kernel rig in $SHADOWMMU_RIG, or in the user's cache (rig/README.md)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest -n auto
 KERNEL_ROOMS := arch machine pgtable host kvm designs guest engine
 KERNEL_TESTS := $(wildcard $(addprefix tests/,$(KERNEL_ROOMS)))
 
-.PHONY: help run report test check soak bench clean
+.PHONY: help run report test check soak bench rig clean
 
 help:
 	@sed -n 's/^#   make/  make/p' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ soak: $(VENV)/installed-dev
 bench: $(VENV)/installed-core
 	@set -- benchmarks/bench_*.py; test -e "$$1" || { echo "no benchmarks/bench_*.py" >&2; exit 1; }; \
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+rig:
+	@rig/build.sh "$${SHADOWMMU_RIG:-$${XDG_CACHE_HOME:-$$HOME/.cache}/shadowmmu-rig}"
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,6 +133,8 @@ static int guest_command(char **word, int count)
 		l1(CMD_POKE, 2, number(word[1]), number(word[2]));
 	else if (!strcmp(c, "peek"))
 		printf("peek %s = %#lx\n", word[1], l1(CMD_PEEK, 1, number(word[1]))->result[0]);
+	else if (!strcmp(c, "load2"))
+		load_second_vcpu();
 	else if (!strcmp(c, "nop"))
 		l1(CMD_NOP, 0);
 	else

@@ -154,6 +154,8 @@ static void make_vcpus(int e2h0)
 		checked_ioctl(vcpu, KVM_ARM_VCPU_INIT, &copy, "VCPU_INIT");
 		if (i == 0)
 			vm.vcpu = vcpu;
+		if (i == 1)
+			vm.second = vcpu;
 	}
 }
 
@@ -176,15 +178,60 @@ static void make_gic(void)
 	set_gic(device.fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0);
 }
 
-static void set_pc(u64 pc)
-{
-	struct kvm_one_reg reg = {
-		.id = KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE |
-		      (offsetof(struct kvm_regs, regs.pc) / sizeof(__u32)),
-		.addr = (u64)&pc,
-	};
+#define CORE(field)	(KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | \
+			 (offsetof(struct kvm_regs, field) / sizeof(__u32)))
+#define PSTATE_EL1H	0x3c5UL			/* interrupts masked */
 
-	checked_ioctl(vm.vcpu, KVM_SET_ONE_REG, &reg, "SET_ONE_REG");
+static void set_register(int vcpu, u64 id, u64 value)
+{
+	struct kvm_one_reg reg = { .id = id, .addr = (u64)&value };
+
+	checked_ioctl(vcpu, KVM_SET_ONE_REG, &reg, "SET_ONE_REG");
+}
+
+static u64 get_register(int vcpu, u64 id)
+{
+	u64 value;
+	struct kvm_one_reg reg = { .id = id, .addr = (u64)&value };
+
+	checked_ioctl(vcpu, KVM_GET_ONE_REG, &reg, "GET_ONE_REG");
+	return value;
+}
+
+static struct kvm_run *map_run(int vcpu)
+{
+	struct kvm_run *run = mmap(0, checked_ioctl(vm.kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "GET_VCPU_MMAP_SIZE"),
+				   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+
+	if (run == MAP_FAILED)
+		die("mmap run");
+	return run;
+}
+
+/*
+ * The second vCPU stands before L2's first instruction, with the first one's stage 2: loaded, and put again because
+ * its thread is wanted elsewhere (as by a signal) before the vCPU could enter.
+ */
+void load_second_vcpu(void)
+{
+	static const u64 registers[] = {
+		ARM64_SYS_REG(3, 4, 1, 1, 0),		/* HCR_EL2 */
+		ARM64_SYS_REG(3, 4, 2, 1, 2),		/* VTCR_EL2 */
+		ARM64_SYS_REG(3, 4, 2, 1, 0),		/* VTTBR_EL2 */
+	};
+	struct kvm_run *run;
+	int r;
+
+	if (vm.vcpus < 2)
+		die("one vCPU only");
+	run = map_run(vm.second);
+	for (unsigned i = 0; i < sizeof(registers) / sizeof(registers[0]); i++)
+		set_register(vm.second, registers[i], get_register(vm.vcpu, registers[i]));
+	set_register(vm.second, CORE(regs.pstate), PSTATE_EL1H);
+	run->immediate_exit = 1;
+	ioctl(vm.second, KVM_RUN, 0);			/* a vCPU's first load keeps the context of its creation */
+	r = ioctl(vm.second, KVM_RUN, 0);
+	printf("load2 r=%d errno=%d\n", r, r < 0 ? errno : 0);
 }
 
 void start(const char *backing, int e2h0, int ipa_bits)
@@ -206,11 +253,8 @@ void start(const char *backing, int e2h0, int ipa_bits)
 	memcpy(vm.ram, l1_image, l1_image_end - l1_image);
 	make_vcpus(e2h0);
 	make_gic();
-	vm.run = mmap(0, checked_ioctl(vm.kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "GET_VCPU_MMAP_SIZE"),
-		      PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 0);
-	if (vm.run == MAP_FAILED)
-		die("mmap run");
-	set_pc(RAM_BASE);
+	vm.run = map_run(vm.vcpu);
+	set_register(vm.vcpu, CORE(regs.pc), RAM_BASE);
 	run_l1();
 	m = l1(CMD_INFO, 0);
 	printf("L1 CurrentEL=%lu hcr=%#lx mmfr0=%#lx mmfr1=%#lx mmfr2=%#lx mmfr4=%#lx isar0=%#lx\n",

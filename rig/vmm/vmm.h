@@ -7,7 +7,7 @@
 #define TRACING "/sys/kernel/tracing/"
 
 struct vm {
-	int kvm, fd, vcpu, vcpus;
+	int kvm, fd, vcpu, second, vcpus;
 	char *ram;
 	u64 ram_size, slot_flags;
 	struct kvm_run *run;
@@ -21,6 +21,7 @@ void die(const char *format, ...);
 int checked_ioctl(int fd, unsigned long request, void *argument, const char *what);
 void start(const char *backing, int e2h0, int ipa_bits);
 void set_slot(u64 size);
+void load_second_vcpu(void);
 struct mailbox *l1(enum command command, int count, ...);
 
 /* memory.c: system calls on the memory behind a canonical range */

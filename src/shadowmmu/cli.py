@@ -17,6 +17,7 @@ import click
 
 from shadowmmu import __version__
 from shadowmmu.errors import InputError, UndeterminedError
+from shadowmmu.rig_cli import conform, rig
 
 if TYPE_CHECKING:
     from shadowmmu.lab.results import Comparison, ScenarioSource, Transcript
@@ -288,6 +289,10 @@ def designs(as_json: bool) -> None:
     for design in CATALOGUE.values():
         control = "" if design.claims_safety else " (a negative control)"
         click.echo(f"{design.name:14} {design.origin}{control}\n{'':14} {design.idea}")
+
+
+cli.add_command(conform)
+cli.add_command(rig)
 
 
 def main(arguments: list[str] | None = None) -> None:

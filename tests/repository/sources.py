@@ -52,6 +52,8 @@ def functions(tree: ast.Module) -> list[Function]:
 def room_of(path: Path) -> str:
     """The room of a module; ``""`` for the package itself."""
     first = path.relative_to(PACKAGE).parts[0]
+    if first.endswith("_cli.py"):  # a verb in a module of its own
+        return "cli"
     return {"__init__.py": "", "__main__.py": "cli"}.get(first, first.removesuffix(".py"))
 
 

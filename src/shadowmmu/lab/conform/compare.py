@@ -13,7 +13,7 @@ from shadowmmu.engine.setup import Machine
 from shadowmmu.errors import UndeterminedError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.formats.answer import Answer, Step
-from shadowmmu.lab.agreement import compare_counts, table_lines
+from shadowmmu.lab.agreement import COUNTED, compare_counts, last_histogram, table_lines
 from shadowmmu.lab.conform.rows import ASPECTS, NEEDS_PROBE, Row
 
 SCHEMA: Final = "shadowmmu.conform/1"
@@ -214,7 +214,7 @@ def conform_run(run: Run) -> Conformity:
         compared[aspect.name] = len(theirs)
         if difference := compare_rows(aspect.name, theirs, ours):
             differences.append(difference)
-    compared[COUNTERS] = sum(step.histogram is not None for step in answer.steps)
+    compared[COUNTERS] = sum(last_histogram(answer, probe) is not None for probe in COUNTED)
     if wrong := compare_counts(executor, answer):
         differences.append(Difference(COUNTERS, "at the end", tuple(wrong), ()))
     return Conformity(run.name, run.ipa_limit_bits, compared, tuple(differences))

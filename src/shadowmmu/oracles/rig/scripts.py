@@ -14,8 +14,8 @@ MODEL_ONLY: Final[dict[str, str]] = {
 }
 """Commands of the language that the real kernel cannot do, with what to say about them."""
 
-RIG_ONLY: Final = ("at", "s1")
-"""Commands that the rig's L1 has whether or not the model knows them."""
+RIG_ONLY: Final = ("at", "s1", "load2")
+"""Commands that the rig has whether or not the model knows them (``rig/README.md``)."""
 
 ACTING: Final = frozenset(
     name

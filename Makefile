@@ -8,6 +8,7 @@
 #   make oracle  get the newest QEMU this machine can, for the tests against it
 #   make mutants one-place faults of the architecture room: how many QEMU catches
 #   make report  only the HTML report
+#   make rig     prepare the real-kernel rig in $SHADOWMMU_RIG, or in the user's cache (rig/README.md)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest -n auto
 KERNEL_ROOMS := arch machine pgtable host kvm designs guest engine
 KERNEL_TESTS := $(wildcard $(addprefix tests/,$(KERNEL_ROOMS)))
 
-.PHONY: help run report test check soak bench oracle mutants clean
+.PHONY: help run report test check soak bench oracle mutants rig clean
 
 help:
 	@sed -n 's/^#   make/  make/p' $(MAKEFILE_LIST)
@@ -75,6 +76,9 @@ mutants: $(VENV)/installed-core
 bench: $(VENV)/installed-core
 	@set -- benchmarks/bench_*.py; test -e "$$1" || { echo "no benchmarks/bench_*.py" >&2; exit 1; }; \
 	for script in "$$@"; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+rig:
+	@rig/build.sh "$${SHADOWMMU_RIG:-$${XDG_CACHE_HOME:-$$HOME/.cache}/shadowmmu-rig}"
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from shadowmmu import __version__
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
 from shadowmmu.replay_cli import replay
+from shadowmmu.rig_cli import conform, rig
 
 if TYPE_CHECKING:
     from shadowmmu.lab.results import Comparison, ScenarioSource, Transcript
@@ -326,6 +327,8 @@ def designs(as_json: bool) -> None:
 
 cli.add_command(oracle)
 cli.add_command(replay)
+cli.add_command(conform)
+cli.add_command(rig)
 
 
 def main(arguments: list[str] | None = None) -> None:

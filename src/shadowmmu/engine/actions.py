@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
-from shadowmmu.arch.fault import EXECUTE, WRITE
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 from shadowmmu.events.schema import (
@@ -38,7 +37,7 @@ from shadowmmu.events.schema import (
     UNMAP_GUEST,
     VM,
 )
-from shadowmmu.guest.cpu import DONE, STUCK, access_until_done
+from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import (
     answer_mailbox,
     boot_l1,
@@ -47,6 +46,8 @@ from shadowmmu.guest.hypervisor import (
     l1_store,
     new_table,
     set_leaf,
+    switch_from_l2,
+    switch_to_l2,
     wake_l1,
 )
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
@@ -57,7 +58,6 @@ from shadowmmu.guest.layout import (
     G_ROOT,
     G_STATUS,
     L1_LOOP_PAGE,
-    L1_STACK_PAGE,
     L1_START_PAGE,
     MAILBOX_PAGE,
     ONE,
@@ -85,8 +85,8 @@ from shadowmmu.host.layout import (
 )
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.dirty import delete_slot, set_dirty_logging
-from shadowmmu.kvm.layout import S_SIZE, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
+from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
+from shadowmmu.kvm.layout import V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
 from shadowmmu.machine.counters import GUEST_ABORTS
@@ -142,10 +142,12 @@ def command_l1(s: State, vcpu: int) -> None:
 
 @kernel
 def start_l1(s: State) -> None:
-    """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0."""
+    """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0 and answers what it is."""
     vmm_store(s, L1_START_PAGE)
     vmm_store(s, L1_LOOP_PAGE)
     boot_l1(s, 0)
+    command_l1(s, 0)
+    answer_mailbox(s, 0)
 
 
 @inline
@@ -191,9 +193,7 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     """L2's accesses, up to the next abort; enters before the first, leaves after the last or at a fault."""
     done = s.regs[G_CURSOR]
     if done == ZERO:
-        access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
-        access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
-        access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
+        switch_to_l2(s, vcpu)
         enter_l2(s, vcpu)
     outcome = DONE
     fetched = False  # without an abort in between, the code page is still where it was
@@ -210,6 +210,7 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     if outcome == DONE:
         hypercall(s, vcpu, op[E])
     leave_l2(s, vcpu)
+    switch_from_l2(s, vcpu)
     answer_mailbox(s, vcpu)
     s.regs[G_LEFT] = op[C] - done
     s.regs[G_STATUS] = U64(outcome)
@@ -271,6 +272,7 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
         l1_store(s, vcpu, op[A], op[B])
     elif kind == PEEK:
         l1_load(s, vcpu, op[A])
+        answer_mailbox(s, vcpu)
     elif kind == S1:
         write_registers(s, vcpu, op)
     return EVENT_DONE
@@ -358,7 +360,7 @@ def vm_action(s: State, kind: int, op: Words) -> int:
         if op[A] == ZERO:
             delete_slot(s, 0)
         else:
-            s.slots[0, S_SIZE] = s.regs[G_MEMORY]
+            make_slot(s, 0, s.regs[G_MEMORY])
     elif kind == IDLE:
         return mark_idle(s, op)
     return EVENT_DONE

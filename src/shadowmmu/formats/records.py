@@ -73,6 +73,7 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("tlbi", re.compile(r"tlbi kind=\w+ value=\w+ ns=[0-9]+")),
     ("peek", re.compile(rf"peek (?P<at>\w+) = (?P<value>{_N})")),
     ("par", re.compile(rf"par (?P<value>{_N})")),
+    ("load2", re.compile(rf"load2 r={_N} errno={_N}")),
     ("", re.compile(rf"(?P<what>{_HOST}) cipa={_N} size={_N} r={_N} ns={_N}")),
     ("", re.compile(r"(?P<what>log|slot) (?P<on>\w+) ns=[0-9]+")),
     ("getlog", re.compile(r"getlog ns=[0-9]+")),

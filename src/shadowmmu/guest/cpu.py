@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.fault import NONE, WRITE, abort_syndrome, fault_status
+from shadowmmu.arch.fault import EXECUTE, NONE, WRITE, abort_syndrome, fault_status
 from shadowmmu.arch.regime import output_address
 from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import I64, U64, Word, kernel
-from shadowmmu.guest.layout import REGISTER_LOAD, REGISTER_STORE, ZERO
+from shadowmmu.guest.layout import L1_LOOP_PAGE, REGISTER_LOAD, REGISTER_STORE, ZERO
 from shadowmmu.host.advise import plan_mprotect
 from shadowmmu.host.layout import HVA_BASE, PAGE_SHIFT, R_PAGES, VM_READ, VM_WRITE
 from shadowmmu.kvm.fault import Abort, handle_guest_abort
 from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.pool import hw_mmu
+from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import ERROR, observe
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import M_ROOT, context_regime
@@ -73,9 +74,23 @@ def access_until_done(s: State, vcpu: int, ipa: Word, access: int) -> int:
 
 
 @kernel
+def l1_access(s: State, vcpu: int, canonical_ipa: Word, access: int, code_page: Word) -> int:
+    """An access by L1's code in ``code_page``, which an abort may have unmapped: it is fetched again."""
+    for _attempt in range(TRIES):
+        aborts = s.count[GUEST_ABORTS]
+        outcome = try_access(s, vcpu, canonical_ipa, access, code_page)
+        if s.count[GUEST_ABORTS] == aborts:
+            return outcome
+        access_until_done(s, vcpu, code_page, EXECUTE)
+        if outcome != RESUME:
+            return outcome
+    return STUCK
+
+
+@kernel
 def l1_address(s: State, vcpu: int, canonical_ipa: Word, access: int) -> Word:
     """Physical address behind one of L1's own, after the access that makes it so; 0 if there is none."""
-    if access_until_done(s, vcpu, canonical_ipa, access) != DONE:
+    if l1_access(s, vcpu, canonical_ipa, access, L1_LOOP_PAGE) != DONE:
         return MAPS_NOTHING
     mmu = hw_mmu(s, vcpu)
     r = context_regime(s, mmu)

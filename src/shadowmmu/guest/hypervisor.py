@@ -11,7 +11,7 @@ from typing import Final
 from shadowmmu.arch.fault import EXECUTE, READ, WRITE
 from shadowmmu.arch.stage2 import OA_BITS, TABLE_TYPE
 from shadowmmu.compiled import U64, Word, kernel
-from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, l1_address
+from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, l1_access, l1_address
 from shadowmmu.guest.layout import (
     G_POOL,
     L1_LOOP_PAGE,
@@ -43,21 +43,40 @@ def boot_l1(s: State, vcpu: int) -> None:
     s.regs[G_POOL] = TABLE_POOL
     access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
     access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
-    access_until_done(s, vcpu, L1_STACK_PAGE, WRITE)
-    access_until_done(s, vcpu, L2_CODE_PAGE, WRITE)
+    l1_access(s, vcpu, L1_STACK_PAGE, WRITE, L1_LOOP_PAGE)
+    l1_access(s, vcpu, L2_CODE_PAGE, WRITE, L1_LOOP_PAGE)
 
 
 @kernel
 def wake_l1(s: State, vcpu: int) -> None:
     """L1 takes its next command: its loop runs and reads the mailbox."""
     access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
-    access_until_done(s, vcpu, MAILBOX_PAGE, READ)
+    l1_access(s, vcpu, MAILBOX_PAGE, READ, L1_LOOP_PAGE)
 
 
 @kernel
 def answer_mailbox(s: State, vcpu: int) -> None:
     """L1 stores the result of a command in its mailbox."""
-    access_until_done(s, vcpu, MAILBOX_PAGE, WRITE)
+    l1_access(s, vcpu, MAILBOX_PAGE, WRITE, L1_LOOP_PAGE)
+
+
+@kernel
+def switch_to_l2(s: State, vcpu: int) -> None:
+    """L1 fills L2's context, saves its own registers on the stack, and stands before its ERET."""
+    l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, L1_LOOP_PAGE)
+    access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
+    l1_access(s, vcpu, L1_STACK_PAGE, WRITE, L1_START_PAGE)
+    l1_access(s, vcpu, L1_LOOP_PAGE, READ, L1_START_PAGE)
+
+
+@kernel
+def switch_from_l2(s: State, vcpu: int) -> None:
+    """L1 takes L2's exception: its vector, L2's registers stored, its own loaded, back in its loop."""
+    access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
+    access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
+    l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, L1_START_PAGE)
+    l1_access(s, vcpu, L1_STACK_PAGE, READ, L1_START_PAGE)
+    access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
 
 
 @kernel
@@ -87,7 +106,7 @@ def l1_at(s: State, vcpu: int, operation: int, va: Word) -> int:
 @kernel
 def new_table(s: State, vcpu: int) -> Word:
     """A zeroed page from L1's pool, whose next page L1 keeps beside its code."""
-    access_until_done(s, vcpu, L1_LOOP_PAGE, WRITE)
+    l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, L1_LOOP_PAGE)
     table = s.regs[G_POOL]
     s.regs[G_POOL] = table + PAGE_SIZE
     pa = l1_address(s, vcpu, table, WRITE)

@@ -156,20 +156,23 @@ def plan_remove(s: State, rows: int, start: Word, end: Word) -> int:
     """Plan the removal of every VMA in [start, end) from the draft and of what they map.
 
     Cuts with their notifiers first, then one notifier over the whole range, whatever it holds, then
-    the tables that no VMA needs any more. Nothing if no VMA is there. Mirrors
-    ``vms_gather_munmap_vmas``, ``vms_clear_ptes`` (run 11).
+    the tables that no VMA needs any more. Nothing if no VMA is there. ``-EINVAL`` for a hugetlb mapping
+    cut off the 2M grid; where only the end is refused the cut at the start stays, and ``regs[R_RESULT]`` says
+    EINVAL. Mirrors ``vms_gather_munmap_vmas``, ``vms_clear_ptes`` (run 11, ``live/munmap-into-hugetlb``).
     """
     last = draft_last(s)
     row = find_vma(s, draft_first(s), last, start)
     if row == last or s.vmas[row, V_START] >= end:
         return rows
-    tail = find_vma(s, draft_first(s), last, end)
-    if hugetlb_cut(s, row, start) or (tail < last and hugetlb_cut(s, tail, end)):
+    if hugetlb_cut(s, row, start):
         return -EINVAL
     if s.vmas[row, V_START] < start:
         rows = plan_cut(s, rows, row, start)
         row += 1
     tail = find_vma(s, row, draft_last(s), end)
+    if tail < draft_last(s) and hugetlb_cut(s, tail, end):
+        s.regs[R_RESULT] = U64(EINVAL)
+        return rows if s.regs[R_DRAFT_CHANGED] != ZERO else -EINVAL
     if tail < draft_last(s) and s.vmas[tail, V_START] < end:
         rows = plan_cut(s, rows, tail, end)
         tail += 1
@@ -242,6 +245,8 @@ def plan_mmap(s: State, hva: Word, size: Word) -> int:
     rows = plan_remove(s, ONE_ROW, hva, end)
     if rows < 0:
         return rows
+    if s.regs[R_RESULT] != ZERO:
+        return close_plan(s, rows)
     insert_vma(s, hva, end)
     s.regs[R_DRAFT_CHANGED] = ONE
     return close_plan(s, rows)

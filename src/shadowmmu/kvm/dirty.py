@@ -58,13 +58,32 @@ def write_protect_shadows(s: State, start: Word, end: Word) -> None:
 
 @kernel
 def set_dirty_logging(s: State, slot: int, on: bool) -> None:
-    """Switch the slot's log. Switching it on write-protects; switching it off changes no table."""
+    """Switch the slot's log. On write-protects; off changes no table, but forgets what was dirty.
+
+    Seen on the running 7.3.4 (``live/log-off-forgets``).
+    """
     if not on:
         s.slots[slot, S_FLAGS] &= ~SLOT_LOG_DIRTY
+        forget_dirty(s, slot)
         return
     if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
         return
     s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
+    protect_slot(s, slot)
+
+
+@kernel
+def forget_dirty(s: State, slot: int) -> None:
+    """Empty the slot's bitmap. Mirrors ``kvm_destroy_dirty_bitmap`` and the new one that follows."""
+    word = I64(s.slots[slot, S_DIRTY_WORD])
+    pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
+    for i in range((pages + 63) // 64):
+        s.dirty[word + i] = ZERO
+
+
+@kernel
+def protect_slot(s: State, slot: int) -> None:
+    """Write-protect a slot whose log begins, and every shadow. Mirrors ``kvm_mmu_wp_memory_region``."""
     start = s.slots[slot, S_BASE]
     end = start + s.slots[slot, S_SIZE]
     mmu_lock_write(s)
@@ -128,3 +147,15 @@ def delete_slot(s: State, slot: int) -> None:
     """Remove a memslot: its tables are flushed, its window closes."""
     flush_memslot(s, slot)
     s.slots[slot, S_SIZE] = ZERO
+
+
+@kernel
+def make_slot(s: State, slot: int, size: Word) -> None:
+    """Make the memslot again, its log empty. One that logs is write-protected, as if its log began.
+
+    Mirrors ``kvm_arch_commit_memory_region``; seen on the running 7.3.4 (``live/slot-with-log``).
+    """
+    s.slots[slot, S_SIZE] = size
+    forget_dirty(s, slot)
+    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
+        protect_slot(s, slot)

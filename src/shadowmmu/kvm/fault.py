@@ -246,7 +246,7 @@ def user_mem_abort(s: State, mmu: int, slot: int, abort: Abort, walk: GuestWalk,
         mmu_unlock_read(s)
         return RESUME
     size = mapping_size(s, slot, hva, page, sizes, mmu, abort)
-    filled = map_fault(s, mmu, abort, canonical_ipa, size, page, prot)
+    filled = map_fault(s, mmu, abort, canonical_ipa, size, sizes.vma, page, prot)
     mmu_unlock_read(s)
     if filled and prot & PROT_W != ZERO:
         mark_dirty(s, slot, canonical_ipa & ~(size - ONE))
@@ -275,14 +275,22 @@ def mapping_size(
 
 @kernel
 def map_fault(
-    s: State, mmu: int, abort: Abort, canonical_ipa: Word, size: Word, page: HostPage, prot: Word
+    s: State,
+    mmu: int,
+    abort: Abort,
+    canonical_ipa: Word,
+    size: Word,
+    vma_size: Word,
+    page: HostPage,
+    prot: Word,
 ) -> bool:
     """Relax the leaf that is there, or map a new one and let the design record it."""
     r = context_regime(s, mmu)
     inside = size - ONE
     ipa = abort.ipa & ~inside
     if abort.kind == PERMISSION and size == entry_size(r, abort.level):
-        observe(s, RELAX, ipa, prot & ~SW_BITS, U64(mmu), ZERO, ZERO)
+        # Linux passes the address of the fault, aligned as the VMA's pages are and not as the leaf is.
+        observe(s, RELAX, abort.ipa & ~(vma_size - ONE), prot & ~SW_BITS, U64(mmu), ZERO, ZERO)
         return relax_permissions(s, mmu, ipa, prot & ~SW_BITS)
     offset = canonical_ipa & inside & ~(entry_size(r, 3) - ONE)
     pa = page.pa - offset

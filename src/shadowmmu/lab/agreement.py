@@ -7,13 +7,16 @@ from typing import Final
 
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.observe import Dump, TableDump
-from shadowmmu.formats.answer import Answer, Step
+from shadowmmu.formats.answer import Answer, Histogram, Step
 from shadowmmu.formats.ptdump import Header, render
+from shadowmmu.lab.conform.rows import canonical_table
 from shadowmmu.lab.results import Agreement
 from shadowmmu.machine.counters import CHUNKS, CHUNKS_SHADOW, TLBI_RANGE, TLBI_RANGE_SHADOW
 from shadowmmu.pgtable.context import CANONICAL, context_regime, largest_block
 
 DIFF_LINES: Final = 12
+COUNTED: Final = {"s2unmap": (CHUNKS, CHUNKS_SHADOW), "tlbrange": (TLBI_RANGE, TLBI_RANGE_SHADOW)}
+"""Probes whose histograms are compared, each with the model's counters: all, and those of shadows."""
 
 
 def table_lines(table: TableDump) -> list[str]:
@@ -60,14 +63,34 @@ def _kernel_lines(step: Step, file: str) -> list[str]:
     return []
 
 
-def kernel_counts(answer: Answer, event: str, block: int) -> tuple[int, int] | None:
-    """(canonical, shadow) hits of the last histogram of a rig probe, told apart by the size of a chunk."""
+def last_histogram(answer: Answer, probe: str) -> Histogram | None:
+    """The last histogram of a rig probe that the run printed."""
     for step in reversed(answer.steps):
-        if step.histogram is not None and f"/{event}/" in step.histogram.path:
-            rows = step.histogram.rows
-            shadow = sum(hits for key, hits in rows if key.get("size") == block)
-            return sum(hits for _key, hits in rows) - shadow, shadow
+        if step.histogram is not None and f"/{probe}/" in step.histogram.path:
+            return step.histogram
     return None
+
+
+def kernel_counts(answer: Answer, probe: str, block: int) -> tuple[int, int] | None:
+    """(canonical, shadow) hits of a probe's last histogram; None if the run shows none.
+
+    Its rows carry the pointer of the table or of the MMU; a trace of the run says which are the shadows'.
+    Without one they are told apart by the size of a chunk.
+    """
+    histogram = last_histogram(answer, probe)
+    if histogram is None:
+        return None
+    canonical = canonical_table(answer.events)
+    ranges = [event.fields for event in answer.events if event.name == "s2range"]
+    shadows = {fields["mmu"] for fields in ranges if fields["pgt"] != canonical}
+    hits = [0, 0]
+    for key, count in histogram.rows:
+        if canonical is None:
+            is_shadow = key.get("size") == block
+        else:
+            is_shadow = key["pgt"] != canonical if "pgt" in key else key["mmu"] in shadows
+        hits[is_shadow] += count
+    return hits[0], hits[1]
 
 
 def compare_counts(executor: Executor, answer: Answer) -> list[str]:
@@ -75,12 +98,9 @@ def compare_counts(executor: Executor, answer: Answer) -> list[str]:
     state = executor.state
     block = int(largest_block(context_regime(state, CANONICAL)))
     wrong = []
-    for event, total, shadow in (
-        ("s2unmap", CHUNKS, CHUNKS_SHADOW),
-        ("tlbrange", TLBI_RANGE, TLBI_RANGE_SHADOW),
-    ):
-        theirs = kernel_counts(answer, event, block)
+    for probe, (total, shadow) in COUNTED.items():
+        theirs = kernel_counts(answer, probe, block)
         ours = (int(state.count[total] - state.count[shadow]), int(state.count[shadow]))
         if theirs is not None and theirs != ours:
-            wrong.append(f"{event}: Linux 7.3.4 counted {theirs} (canonical, shadow), the model {ours}")
+            wrong.append(f"{probe}: Linux 7.3.4 counted {theirs} (canonical, shadow), the model {ours}")
     return wrong

@@ -3,7 +3,8 @@
     python -m shadowmmu.oracles.qemu.install [DIR [SUITE ...]]
 
 unpacks the newest qemu-system-arm of the given Debian suites, with its libraries, in DIR (where ``find_qemu``
-looks by default) and prints its launcher. It asks the mirror that apt on this machine is set up for. About 5 s and 200 MB.
+looks by default) and prints its launcher. It asks the mirror that apt on this machine is set up for. About
+5 s and 200 MB.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ def find_qemu() -> Path:
     installed = shutil.which(PROGRAM)
     if installed is None:
         raise InputError(
-            f"no {PROGRAM} on PATH: install the package qemu-system-arm, "
-            f"or run python -m {MODULE}"
+            f"no {PROGRAM} on PATH: install the package qemu-system-arm, or run python -m {MODULE}"
         )
     return Path(installed)
 

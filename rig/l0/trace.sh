@@ -1,0 +1,17 @@
+# Function probes, all events into one buffer; sourced by init. Arguments by BTF name or register.
+cd /sys/kernel/tracing
+echo mono > trace_clock
+echo 16384 > buffer_size_kb
+probe() { echo "f:rig/$*" >> dynamic_events || echo "PROBE FAILED $*"; }
+probe 's2map kvm_pgtable_stage2_map pgt=$arg1 vttbr=pgt->mmu->tlb_vttbr:x64 addr=$arg2:x64 size=$arg3:x64 phys=$arg4:x64 prot=$arg5:x64'
+probe 's2relax kvm_pgtable_stage2_relax_perms pgt=$arg1 vttbr=pgt->mmu->tlb_vttbr:x64 addr=$arg2:x64 prot=$arg3:x64'
+probe 'unmap_gfn kvm_unmap_gfn_range start=range->start:x64 end=range->end:x64 mayblock=range->may_block'
+probe 'age_gfn kvm_age_gfn start=range->start:x64 end=range->end:x64'
+probe 's2range kvm_stage2_unmap_range mmu=$arg1 pgt=mmu->pgt vttbr=mmu->tlb_vttbr:x64 addr=$arg2:x64 size=$arg3:x64'
+probe 'wp_range kvm_stage2_wp_range mmu=$arg1 vttbr=mmu->tlb_vttbr:x64 start=$arg2:x64 end=$arg3:x64'
+probe 'walk_nested kvm_walk_nested_s2 gipa=$arg2:x64'
+probe 'walk_nested_ret kvm_walk_nested_s2%return ret=$retval:s32'
+probe 'inject_s2 kvm_inject_s2_fault esr=$arg2:x64'
+for event in rig kvm/kvm_guest_fault kvm/kvm_nested_eret kvm/kvm_inject_nested_exception; do
+	echo 1 > "events/$event/enable"
+done

@@ -1,0 +1,40 @@
+/* The parts of the VMM that runs in L0's user space. Every line it prints has a pattern in formats/records.py. */
+#ifndef VMM_H
+#define VMM_H
+#include <stdarg.h>
+#include "mailbox.h"
+
+#define TRACING "/sys/kernel/tracing/"
+
+struct vm {
+	int kvm, fd, vcpu, second, vcpus;
+	char *ram;
+	u64 ram_size, slot_flags;
+	struct kvm_run *run;
+	struct mailbox *mailbox;
+};
+
+extern struct vm vm;
+
+/* vm.c: the machine, and L1 on its first vCPU */
+void die(const char *format, ...);
+int checked_ioctl(int fd, unsigned long request, void *argument, const char *what);
+void start(const char *backing, int e2h0, int ipa_bits);
+void set_slot(u64 size);
+void load_second_vcpu(void);
+struct mailbox *l1(enum command command, int count, ...);
+
+/* memory.c: system calls on the memory behind a canonical range */
+int change_memory(const char *what, u64 canonical_ipa, u64 size, const char *letters);
+void mark_idle(u64 canonical_ipa, u64 pages);
+void show_idle(u64 canonical_ipa, u64 pages);
+
+/* observe.c: what is printed besides */
+u64 now(void);
+void print_file(const char *path, const char *tag);
+void append_to_file(const char *path, const char *text);
+void dump_tables(const char *tag, int shadows_only);
+void show_pagemap(u64 canonical_ipa, u64 pages);
+void show_dirty_log(void);
+u64 frame_word(int pagemap, u64 canonical_ipa);
+#endif

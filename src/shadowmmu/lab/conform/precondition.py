@@ -1,0 +1,107 @@
+"""What a script must keep so that both sides can be asked: checked on its events, whoever wrote it.
+
+L1 obeys break-before-make: the output of a nested address changes only after a TLBI that covers it. A VMID
+belongs to one table. While the guest runs its memory is all there: the memslot, and what the VMM unmapped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from shadowmmu.events import schema
+from shadowmmu.events.schema import Scenario
+from shadowmmu.lab.conform.guest_tables import LEAF, PAGE, Pool, Root
+
+ALL: Final = 1 << 48
+GUEST_KINDS: Final = range(schema.SET_STAGE2, schema.DONTNEED)
+STORES: Final = (schema.HOST_WRITE,)
+IPA_FIELD: Final = (1 << 36) - 1
+RANGE_FIELD: Final = (1 << 37) - 1
+
+
+@dataclass
+class _Reader:
+    """L1's tables and the VM's memory as the events before left them."""
+
+    pool: Pool = field(default_factory=Pool)
+    roots: dict[int, Root] = field(default_factory=dict)
+    vmids: dict[int, Root] = field(default_factory=dict)
+    root: Root | None = None
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    slot: bool = True
+
+    def select(self, at: int, vmid: int, vtcr: int) -> str:
+        """L1 writes VTTBR_EL2."""
+        if at and at not in self.roots:
+            return f"s2 {at:#x}: no root table is there"
+        root = self.roots[at] if at else Root(self.pool.take(), vmid, vtcr, 0)
+        self.roots[root.at] = root
+        owner = self.vmids.setdefault(vmid, root)
+        if (owner is not root and owner.cached) or root.vmid != vmid or root.vtcr != vtcr:
+            return f"VMID {vmid} changes its table without a TLBI"
+        self.vmids[vmid] = self.root = root
+        return ""
+
+    def map(self, nested_ipa: int, canonical_ipa: int, size: int, level: int, window: int) -> str:
+        """L1 writes leaves."""
+        root = self.root
+        if root is None:
+            return "no root"
+        for o in range(0, size, window or size):
+            start, end = nested_ipa + o, nested_ipa + min(size, o + (window or size))
+            if root.conflicts(start, end, canonical_ipa - start, level):
+                return f"the output of {start:#x}-{end:#x} changes without a TLBI"
+            root.map(self.pool, start, end, canonical_ipa - start, level)
+        return ""
+
+    def invalidate(self, kind: int, value: int) -> None:
+        """L1 executes a TLBI; what it covers is no longer cached."""
+        if self.root is None or kind == 6:
+            return
+        if kind == 5:
+            for root in self.roots.values():
+                root.invalidated(0, ALL)
+        elif kind in (4, 8):
+            self.root.invalidated(0, ALL)
+        elif kind in (2, 3):
+            start = (value & RANGE_FIELD) << 12
+            pages = ((value >> 39 & 31) + 1) << (5 * (value >> 44 & 3) + 1)
+            self.root.invalidated(start, start + pages * PAGE)
+        else:
+            start = (value & IPA_FIELD) << 12
+            self.root.invalidated(start, start + PAGE)
+
+
+def broken_precondition(scenario: Scenario) -> str:
+    """What a scenario breaks of the precondition, and where; empty if nothing. O(events x mappings)."""
+    reader = _Reader()
+    for index, event in enumerate(scenario.events):
+        kind = int(event["kind"])
+        operands = [int(event[name]) for name in schema.OPERANDS]
+        told = _step(reader, kind, operands)
+        if told:
+            return f"{scenario.where(index)}: {told}"
+    return "" if reader.slot else "the memslot is left out at the end"
+
+
+def _step(reader: _Reader, kind: int, operands: list[int]) -> str:
+    a, b, c, d, _e, f = operands
+    if (kind in GUEST_KINDS and not reader.slot) or (kind in (*GUEST_KINDS, *STORES) and reader.holes):
+        return "the guest's memory is not all there"
+    if kind == schema.SET_STAGE2:
+        return reader.select(a, b, c)
+    if kind == schema.MAP_GUEST:
+        return reader.map(a, b, c, d, f)
+    if kind == schema.UNMAP_GUEST and reader.root is not None:
+        span = LEAF[c]
+        reader.root.unmap(a, a + -(-b // span) * span)
+    elif kind == schema.TLBI:
+        reader.invalidate(a, b)
+    elif kind == schema.MUNMAP:
+        reader.holes.append((a, a + b))
+    elif kind == schema.MMAP:
+        reader.holes = [hole for hole in reader.holes if not (a <= hole[0] and hole[1] <= a + b)]
+    elif kind == schema.SLOT:
+        reader.slot = bool(a)
+    return ""

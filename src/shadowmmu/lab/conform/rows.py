@@ -1,0 +1,243 @@
+"""What the kernel did and what the model did, in the same words: rows to be compared one by one.
+
+Not compared, because the model does not make it: host frames, times, L1's registers and program counter
+in its own aborts, its exits to the VMM's doorbell, and which pages the host's page_idle bitmap ages, which
+depends on its LRU batches and host frames (``scenario/14-idle``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from shadowmmu.engine.executor import Executor
+from shadowmmu.formats.answer import Answer
+from shadowmmu.formats.ftrace import MARK, TraceEvent
+from shadowmmu.formats.records import Printed, Touch
+from shadowmmu.machine.log import KINDS
+from shadowmmu.machine.state import R_LOG_TOP
+from shadowmmu.pgtable.context import CANONICAL
+
+COMPARED: Final[dict[str, tuple[str, ...]]] = {
+    "unmap_gfn": ("start", "end", "mayblock"),
+    "s2range": ("addr", "size"),
+    "s2map": ("addr", "size", "prot"),
+    "s2relax": ("addr", "prot"),
+    "inject_s2": ("esr",),
+}
+"""Fields compared of each event of the merged order; stage-2 aborts of all levels are part of it too."""
+
+ABORT: Final = ("ipa", "hsr", "hxfar", "pc")
+SYNDROME: Final = 0xFC00_007F
+"""Class, S1PTW, WnR and status of ESR: what does not depend on the registers of the instruction."""
+
+DOORBELL: Final = 0x900_0000
+PAGE: Final = ~0xFFF
+WORD: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that happened: its words (compared), and where (shown): mark, command, event index."""
+
+    words: tuple[str | int, ...]
+    where: str = ""
+
+    def text(self) -> str:
+        """Ready to print."""
+        return " ".join(word if isinstance(word, str) else f"{word:#x}" for word in self.words)
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One kind of observation: its name, and how to read it from each side."""
+
+    name: str
+    kernel: Callable[[Answer], list[Row]]
+    model: Callable[[Executor], list[Row]]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One row of the model's log; ``where`` is the command that caused it."""
+
+    where: str
+    name: str
+    fields: dict[str, int]
+    mmu: int
+
+
+def model_log(executor: Executor) -> Iterator[Logged]:
+    """The model's log, row by row."""
+    state, scenario = executor.state, executor.scenario
+    places = [scenario.where(index) for index in range(len(scenario.events))]
+    places.append(places[-1] if places else "")  # a dirty log is harvested after its event
+    for row in state.log[: int(state.regs[R_LOG_TOP])].tolist():
+        name, names = KINDS[row[0]]
+        yield Logged(places[row[1]], name, dict(zip(names, row[2:7], strict=False)), row[6])
+
+
+def canonical_table(events: Iterable[TraceEvent]) -> int | None:
+    """The pointer of the canonical table: L1's first fetch, the first fill of all, goes into it."""
+    return next((event.fields["pgt"] for event in events if event.name == "s2map"), None)
+
+
+def kernel_events(answer: Answer) -> list[Row]:
+    """Aborts, fills, relaxations, unmaps of canonical and of shadow ranges, injections, in their order."""
+    canonical = canonical_table(answer.events)
+    rows: list[Row] = []
+    mark = ""
+    for event in answer.events:
+        fields = event.fields
+        if event.name == MARK:
+            mark = event.text
+        elif event.name == "kvm_guest_fault":
+            if fields["ipa"] != DOORBELL:
+                rows.append(_abort(fields, mark))
+        elif event.name in COMPARED and not (event.name == "s2range" and fields["pgt"] == canonical):
+            values = (fields[name] & WORD for name in COMPARED[event.name])
+            rows.append(Row((event.name, *values), mark))
+    return rows
+
+
+def _abort(fields: dict[str, int], where: str) -> Row:
+    return Row(("kvm_guest_fault", fields["ipa"], fields["hsr"] & SYNDROME), where)
+
+
+def model_events(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    rows: list[Row] = []
+    for logged in model_log(executor):
+        if logged.name == "kvm_guest_fault":
+            rows.append(_abort(logged.fields, logged.where))
+        elif logged.name in COMPARED and not (logged.name == "s2range" and logged.fields["mmu"] == CANONICAL):
+            values = (logged.fields[key] for key in COMPARED[logged.name])
+            rows.append(Row((logged.name, *values), logged.where))
+    return rows
+
+
+def kernel_l2_aborts(answer: Answer) -> list[Row]:
+    """(nested IPA, syndrome, VA, PC), every bit, of the aborts between an ERET to L2 and its end."""
+    rows: list[Row] = []
+    inside = False
+    mark = ""
+    for event in answer.events:
+        if event.name == MARK:
+            mark = event.text
+        elif event.name in ("kvm_nested_eret", "kvm_inject_nested_exception"):
+            inside = event.name == "kvm_nested_eret"
+        elif inside and event.name == "kvm_guest_fault":
+            rows.append(Row(tuple(event.fields[key] for key in ABORT), mark))
+    return rows
+
+
+def model_l2_aborts(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return [
+        Row(tuple(logged.fields[key] for key in ABORT), logged.where)
+        for logged in model_log(executor)
+        if logged.name == "kvm_guest_fault" and logged.mmu != CANONICAL
+    ]
+
+
+def kernel_touches(answer: Answer) -> list[Row]:
+    """What L1 saw each time L2 left: ESR, FAR, HPFAR, ELR, and how many accesses were not made."""
+    return [
+        Row(("touch", r.esr, r.far, r.hpfar, r.elr, r.left), step.command)
+        for step in answer.steps
+        for r in step.records
+        if isinstance(r, Touch)
+    ]
+
+
+def model_touches(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return _logged(executor, "touch", lambda fields: ("touch", *fields.values()))
+
+
+def kernel_mmio(answer: Answer) -> list[Row]:
+    """Accesses that left to the VMM, no memslot being there: canonical page, and whether a store."""
+    rows = []
+    for step in answer.steps:
+        for record in step.printed("mmio"):
+            words = ("mmio", record.fields["addr"] & PAGE, record.fields["write"])
+            rows.append(Row(words, step.command))
+    return rows
+
+
+def model_mmio(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return _logged(executor, "mmio", lambda f: ("mmio", f["phys_addr"] & PAGE & WORD, int(f["write"] == 1)))
+
+
+def kernel_refused_stores(answer: Answer) -> list[Row]:
+    """KVM_RUN failing with EFAULT, which the VMM answers by making all its memory writable."""
+    return [
+        Row(("efault",), step.command)
+        for step in answer.steps
+        for r in step.records
+        if isinstance(r, Printed) and r.what == "efault"
+    ]
+
+
+def model_refused_stores(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return [
+        Row(("efault",), row.where)
+        for row in model_log(executor)
+        if row.name == "efault" and row.fields["ipa"] == 0
+    ]
+
+
+def kernel_warned(answer: Answer) -> list[Row]:
+    """Whether the kernel complained: an unmap beyond the table's end trips its warning."""
+    return [Row(("warned",), answer.warnings[0])] if answer.warnings else []
+
+
+def model_warned(executor: Executor) -> list[Row]:
+    """Whether the model noted such an unmap."""
+    noted = [row for row in model_log(executor) if row.name == "efault" and row.fields["ipa"] != 0]
+    return [Row(("warned",), noted[0].where)] if noted else []
+
+
+def kernel_protections(answer: Answer) -> list[Row]:
+    """Ranges write-protected for dirty logging, if the run has the probe for it."""
+    rows: list[Row] = []
+    mark = ""
+    for event in answer.events:
+        if event.name == MARK:
+            mark = event.text
+        elif event.name == "wp_range":
+            rows.append(Row(("wp_range", event.fields["start"], event.fields["end"]), mark))
+    return rows
+
+
+def model_protections(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return _logged(executor, "s2wp", lambda f: ("wp_range", f["addr"], f["addr"] + f["size"]))
+
+
+def _logged(
+    executor: Executor, name: str, words: Callable[[dict[str, int]], tuple[str | int, ...]]
+) -> list[Row]:
+    return [Row(words(row.fields), row.where) for row in model_log(executor) if row.name == name]
+
+
+ASPECTS: Final = (
+    Aspect("events", kernel_events, model_events),
+    Aspect("L2 aborts", kernel_l2_aborts, model_l2_aborts),
+    Aspect("seen by L1", kernel_touches, model_touches),
+    Aspect("MMIO exits", kernel_mmio, model_mmio),
+    Aspect("EFAULT exits", kernel_refused_stores, model_refused_stores),
+    Aspect("write protection", kernel_protections, model_protections),
+    Aspect("warnings", kernel_warned, model_warned),
+)
+"""What is compared row by row; dumps and counts have their own comparison (``lab.agreement``)."""
+
+NEEDS_PROBE: Final = {
+    "events": "s2map",
+    "L2 aborts": "kvm_guest_fault",
+    "write protection": "wp_range",
+}
+"""An aspect that a run shows only if its trace has this probe."""

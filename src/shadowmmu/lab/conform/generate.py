@@ -280,6 +280,8 @@ class Generator:
         """The VMM takes memory away, gives it back, or changes what it is."""
         start, size = self.host_range()
         call = self.rng.choice(HOST_CALLS[self.backing])
+        if self.backing == "huge" and call == "write":  # mprotect must not fail, or the store would
+            start, size = self.block(), BLOCK
         where = f"{start:#x} {size:#x}"
         if call == "mprotect":
             self.add(f"mprotect {where} {self.rng.choice(('r', 'rw', 'rw', '-'))}")

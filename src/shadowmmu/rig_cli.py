@@ -1,4 +1,4 @@
-"""The verbs of the real kernel: ``conform`` holds L0 against it, ``rig`` prepares and drives the machine it runs on."""
+"""The verbs of the real kernel: ``conform`` holds L0 against it, ``rig`` prepares and drives its machine."""
 
 from __future__ import annotations
 
@@ -62,8 +62,12 @@ def build() -> None:
 @rig.command("run")
 @click.argument("scenario")
 @click.option("--ipa-bits", type=IPA_BITS, default="48", show_default=True, help="IPA limit of the host.")
-@click.option("--seconds", type=int, default=60, show_default=True, help="Limit, in seconds of the guest's clock.")
-@click.option("--counts", is_flag=True, help="Have the histograms of chunk unmaps and TLB invalidations ready.")
+@click.option(
+    "--seconds", type=int, default=60, show_default=True, help="Limit, in seconds of the guest's clock."
+)
+@click.option(
+    "--counts", is_flag=True, help="Have the histograms of chunk unmaps and TLB invalidations ready."
+)
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the answer here.")
 def run_scenario(scenario: str, ipa_bits: str, seconds: int, counts: bool, save: Path | None) -> None:
     """Run one SCENARIO on the real kernel and print its answer."""
@@ -86,8 +90,12 @@ def run_scenario(scenario: str, ipa_bits: str, seconds: int, counts: bool, save:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the live scenarios.")
 @click.option("--first", type=click.IntRange(min=0), default=0, help="Number of the first live scenario.")
 @click.option("--steps", type=click.IntRange(min=1), default=40, show_default=True, help="Steps of each.")
-@click.option("--ipa-bits", type=IPA_BITS, default="40", show_default=True, help="IPA limit of the live host.")
-@click.option("--counts", is_flag=True, help="Compare counts of chunks and TLB invalidations of live runs too.")
+@click.option(
+    "--ipa-bits", type=IPA_BITS, default="40", show_default=True, help="IPA limit of the live host."
+)
+@click.option(
+    "--counts", is_flag=True, help="Compare counts of chunks and TLB invalidations of live runs too."
+)
 @click.option("--shrink/--no-shrink", "shrinks", default=True, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress line.")
@@ -106,8 +114,8 @@ def conform(
 ) -> None:
     """Hold L0 against the real kernel: recorded runs (bundled, or of FOLDER), or random ones on the rig.
 
-    Compared: page tables after every step, events in their order, faults to the last bit, what L1 saw, counters.
-    Exit code 5 on any difference.
+    Compared: page tables after every step, events in their order, faults to the last bit, what L1 saw,
+    counters. Exit code 5 on any difference.
     """
     from shadowmmu.cli import end_progress, progress_line
 

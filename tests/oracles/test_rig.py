@@ -1,4 +1,4 @@
-"""The rig's driver: the archive, the console taken apart, scripts made ready; and the real thing where there is one."""
+"""The rig's driver: the archive, the console taken apart, scripts made ready; and the rig itself, if any."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from shadowmmu.oracles.rig.archive import archive
 from shadowmmu.oracles.rig.console import split_console
 from shadowmmu.oracles.rig.locate import PARTS, sources
 
-TINY = "mem 64M\nstart base 0 0\ns2 new 1\ncode\nmap 0x80000000 0x41000000 4k 3 rw\ntouch w 0x80000000 4096 1\n"
+TINY = (
+    "mem 64M\nstart base 0 0\ns2 new 1\ncode\nmap 0x80000000 0x41000000 4k 3 rw\ntouch w 0x80000000 4096 1\n"
+)
 MISSING = missing_parts(rig_folder())
 needs_rig = pytest.mark.skipif(bool(MISSING), reason=f"no rig here (make rig): {', '.join(MISSING)}")
 BOOT = "RIG up 0.16 7.3.4\n[    0.033799] kvm [1]: IPA Size Limit: 40 bits\n"

@@ -54,7 +54,7 @@ def write_protect_shadows(s: State) -> None:
 
 @kernel
 def set_dirty_logging(s: State, slot: int, on: bool) -> None:
-    """Switch the slot's log. Switching it on write-protects; off changes no table, but forgets what was dirty.
+    """Switch the slot's log. On write-protects; off changes no table, but forgets what was dirty.
 
     Seen on the running 7.3.4 (``live/log-off-forgets``).
     """

@@ -74,8 +74,8 @@ def last_histogram(answer: Answer, probe: str) -> Histogram | None:
 def kernel_counts(answer: Answer, probe: str, block: int) -> tuple[int, int] | None:
     """(canonical, shadow) hits of a probe's last histogram; None if the run shows none.
 
-    Its rows carry the pointer of the table or of the MMU; a trace of the run says which are the shadows'. Without
-    one they are told apart by the size of a chunk.
+    Its rows carry the pointer of the table or of the MMU; a trace of the run says which are the shadows'.
+    Without one they are told apart by the size of a chunk.
     """
     histogram = last_histogram(answer, probe)
     if histogram is None:

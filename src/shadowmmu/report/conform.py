@@ -1,4 +1,4 @@
-"""The agreement with the real kernel as text: a row a run, the totals, the first difference with both sides."""
+"""The agreement with the real kernel as text: a row a run, totals, the first difference with both sides."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Random scenarios for the rig and the model: everything that both sides support, from a seed.
 
-L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM stores
-only to memory it made writable. What the language cannot compare is left out: reading idle pages.
+L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
+stores only to memory it made writable. Left out, because the model does not do them as Linux does
+(``docs/conformance.md``): reading idle pages, and MADV_PAGEOUT of huge pages.
 """
 
 from __future__ import annotations
@@ -250,7 +251,9 @@ class Generator:
     def own_access(self) -> None:
         """L1 itself loads, stores, or does nothing."""
         place = self.page() + 8 * self.rng.randrange(512)
-        self.add(self.rng.choice((f"poke {place:#x} {self.rng.getrandbits(32):#x}", f"peek {place:#x}", "nop")))
+        self.add(
+            self.rng.choice((f"poke {place:#x} {self.rng.getrandbits(32):#x}", f"peek {place:#x}", "nop"))
+        )
 
     # --- L2
 
@@ -364,7 +367,17 @@ WEIGHTS: Final = {
 }
 
 HOST_CALLS: Final = {
-    "base": ("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "munmap", "mergeable", "pageout"),
+    "base": (
+        "dontneed",
+        "dontneed",
+        "dontneed",
+        "mprotect",
+        "mprotect",
+        "write",
+        "munmap",
+        "mergeable",
+        "pageout",
+    ),
     "thp": (
         *("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "write", "munmap"),
         *("hugepage", "nohugepage", "collapse", "collapse", "mergeable"),

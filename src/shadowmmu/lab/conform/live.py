@@ -1,7 +1,7 @@
 """Random scenarios on the real kernel and in the model, and the smallest script that shows a difference.
 
-A difference is shrunk under the rule that it stays in the same aspect; candidates that the language refuses, that
-break the precondition, or that do not come to their end do not count as showing it.
+A difference is shrunk under the rule that it stays in the same aspect; candidates that the language refuses,
+that break the precondition, or that do not come to their end do not count as showing it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def run_live(rig: Rig, options: LiveOptions) -> LiveReport:
     found: list[Conformity] = []
     scripts: dict[str, str] = {}
     for batch in batches(options):
-        options.progress(f"{len(found)} of {options.runs} scenarios, {sum(not c.agrees for c in found)} differ")
+        options.progress(
+            f"{len(found)} of {options.runs} scenarios, {sum(not c.agrees for c in found)} differ"
+        )
         runs = rig.run_many({name: observed(text, rig.counts) for name, text in batch.items()})
         found += [compare_live(run) for run in runs]
         scripts |= batch
@@ -110,7 +112,9 @@ def run_live(rig: Rig, options: LiveOptions) -> LiveReport:
         return LiveReport(options.seed, report)
     conformity, difference = first
     options.progress(f"shrinking {conformity.name}: {difference.aspect}")
-    witness = shrink_script(rig, conformity.name, scripts[conformity.name], difference.aspect, options.progress)
+    witness = shrink_script(
+        rig, conformity.name, scripts[conformity.name], difference.aspect, options.progress
+    )
     return LiveReport(options.seed, report, witness)
 
 

@@ -74,7 +74,7 @@ class _Reader:
 
 
 def broken_precondition(scenario: Scenario) -> str:
-    """What of the precondition a scenario breaks, with its place; empty if it keeps it. O(events x mappings)."""
+    """What a scenario breaks, with its place; empty if it keeps the precondition. O(events x mappings)."""
     reader = _Reader()
     for index, event in enumerate(scenario.events):
         kind = int(event["kind"])

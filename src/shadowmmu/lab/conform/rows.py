@@ -1,8 +1,8 @@
 """What the kernel did and what the model did, in the same words: rows to be compared one by one.
 
 Not compared, because the model does not make it: host frames, times, L1's registers and program counter
-in its own aborts, its exits to the VMM's doorbell, and which pages the host's page_idle bitmap ages, which depends
-on its LRU batches and host frames (``scenario/14-idle``).
+in its own aborts, its exits to the VMM's doorbell, and which pages the host's page_idle bitmap ages, which
+depends on its LRU batches and host frames (``scenario/14-idle``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORD: Final = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that happened: its words (compared), and where (shown): a mark, a command, an event's index."""
+    """One thing that happened: its words (compared), and where (shown): a mark or a command."""
 
     words: tuple[str | int, ...]
     where: str = ""
@@ -111,9 +111,7 @@ def model_events(executor: Executor) -> list[Row]:
     for logged in model_log(executor):
         if logged.name == "kvm_guest_fault":
             rows.append(_abort(logged.fields, logged.where))
-        elif logged.name in COMPARED and not (
-            logged.name == "s2range" and logged.fields["mmu"] == CANONICAL
-        ):
+        elif logged.name in COMPARED and not (logged.name == "s2range" and logged.fields["mmu"] == CANONICAL):
             values = (logged.fields[key] for key in COMPARED[logged.name])
             rows.append(Row((logged.name, *values), logged.where))
     return rows
@@ -159,7 +157,7 @@ def model_touches(executor: Executor) -> list[Row]:
 
 
 def kernel_mmio(answer: Answer) -> list[Row]:
-    """Accesses that left to the VMM because no memslot is there: canonical page, and whether it was a store."""
+    """Accesses that left to the VMM because no memslot is there: canonical page, and whether to store."""
     rows = []
     for step in answer.steps:
         for record in step.printed("mmio"):

@@ -1,8 +1,8 @@
 """Delta debugging over the lines of a script: the smallest script that still differs.
 
 Source: A. Zeller, R. Hildebrandt, "Simplifying and isolating failure-inducing input" (2002), algorithm ddmin.
-All candidates of one round are tried together, because one boot of the rig runs many scripts for the price of a
-few; a candidate is never tried twice.
+All candidates of one round are tried together, because one boot of the rig runs many scripts for the price
+of a few; a candidate is never tried twice.
 """
 
 from __future__ import annotations

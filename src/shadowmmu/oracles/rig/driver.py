@@ -86,7 +86,10 @@ class Rig:
 
     @classmethod
     def find(cls, folder: Path | None = None, **options: int | bool) -> Rig:
-        """The rig in ``folder``, $SHADOWMMU_RIG or the user's cache. Raises UndeterminedError with what is missing."""
+        """The rig in ``folder``, $SHADOWMMU_RIG or the user's cache.
+
+        Raises UndeterminedError with what is missing.
+        """
         chosen = folder or rig_folder()
         if missing := missing_parts(chosen):
             told = "; ".join(missing)
@@ -117,7 +120,9 @@ class Rig:
                 group = [name for name in group if name not in answers]
         return [RigRun(name, text, answers[name], self.ipa_limit_bits) for name, text in scripts.items()]
 
-    def _boot(self, scripts: Sequence[str], scenarios: Sequence[Scenario], names: list[str]) -> dict[str, str]:
+    def _boot(
+        self, scripts: Sequence[str], scenarios: Sequence[Scenario], names: list[str]
+    ) -> dict[str, str]:
         """One boot; the answers of all scripts that began."""
         with tempfile.TemporaryDirectory(prefix="shadowmmu-rig-") as scratch:
             initrd, console = Path(scratch) / "initrd", Path(scratch) / "console"

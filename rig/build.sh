@@ -22,6 +22,7 @@ SUITE=${SUITE:-trixie}
 JOBS=${JOBS:-$(nproc)}
 CROSS=${CROSS:-aarch64-linux-gnu-}
 scratch=$rig/build
+packages=$rig/root/tmp
 OLDEST_QEMU=10
 
 say() { echo "== $*"; }
@@ -109,7 +110,7 @@ busybox() {
 	[ -e "$rig/busybox" ] && return
 	say "busybox"
 	private_root
-	dpkg -x "$rig/root"/tmp/busybox-static_*.deb "$scratch/busybox"
+	dpkg -x "$packages"/busybox-static_*.deb "$scratch/busybox"
 	cp "$scratch/busybox/usr/bin/busybox" "$rig/busybox"
 }
 
@@ -122,7 +123,7 @@ kernel_source() {
 		local archive=${KERNEL_SOURCE:-}
 		if [ -z "$archive" ]; then
 			private_root
-			dpkg -x "$rig/root"/tmp/"$SOURCE"_*.deb "$scratch/source"
+			dpkg -x "$packages/$SOURCE"_*.deb "$scratch/source"
 			archive=$(echo "$scratch"/source/usr/src/*.tar.*)
 		fi
 		tar xf "$archive" -C "$scratch/linux" --strip-components=1

@@ -234,3 +234,31 @@ def test_numbers_are_read_as_kernel_people_write_them(text: str, value: int) -> 
 def test_an_unjudged_verdict_cannot_be_safe() -> None:
     with pytest.raises(ValueError, match="nobody judged"):
         Verdict(True, "x", judged=False)
+
+
+def test_conform_agrees_on_a_folder_and_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import lzma
+
+    from shadowmmu.formats.runs import bundled_run
+
+    run = bundled_run("hello/hello")
+    text = lzma.decompress(run.answer_path.read_bytes()).decode()
+    (tmp_path / "hello.scenario").write_text(run.scenario_text())
+    (tmp_path / "hello.kernel.txt").write_text(text)
+    assert code_of(["conform", str(tmp_path), "-q"]) == cli.HOLDS
+    assert "1 of 1 runs agree" in capsys.readouterr().out
+    (tmp_path / "hello.kernel.txt").write_text(text.replace("left=0", "left=1", 1))
+    assert code_of(["conform", str(tmp_path), "-q", "--json"]) == cli.MISMATCH
+    data = json.loads(capsys.readouterr().out)
+    assert data["runs"][0]["differences"][0]["aspect"] == "seen by L1"
+
+
+def test_without_a_rig_its_verbs_say_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SHADOWMMU_RIG", str(tmp_path))
+    assert code_of(["rig", "check"]) == cli.UNDETERMINED
+    assert "Image (the kernel of L0)" in capsys.readouterr().out
+    assert code_of(["conform", "--live", "--runs", "1"]) == cli.UNDETERMINED
+    assert "make rig prepares it" in capsys.readouterr().err
+    assert code_of(["conform", str(tmp_path)]) == cli.BAD_INPUT

@@ -1,4 +1,4 @@
-"""The verbs of the real kernel: ``conform`` holds L0 against it, ``rig`` prepares and drives it."""
+"""The verbs of the real kernel: ``conform`` holds L0 against it, ``rig`` prepares and drives its machine."""
 
 from __future__ import annotations
 

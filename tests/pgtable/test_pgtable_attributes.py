@@ -68,17 +68,17 @@ RELAXED = [
     (RWX, R | PX | UX, S2AP_R | S2AP_W, 0b00),
     (R, RW, S2AP_R | S2AP_W, 0b10),
     (R, RX, S2AP_R, 0b00),
-    (RX, RW, S2AP_R | S2AP_W, 0b10),
+    (RX, RW, S2AP_R | S2AP_W, 0b00),
     (RX, R | UX, S2AP_R, 0b01),
     (R | UX, R | PX, S2AP_R, 0b11),
     (W, R, S2AP_R | S2AP_W, 0b10),
     (R, W | PX, S2AP_R | S2AP_W, 0b11),
-    (RX, 0, S2AP_R, 0b10),
+    (RX, 0, S2AP_R, 0b00),
 ]
 
 
 @pytest.mark.parametrize(("before", "prot", "data", "xn"), RELAXED)
-def test_reads_and_writes_are_added_and_execution_is_replaced(
+def test_reads_and_writes_are_added_and_execution_is_replaced_where_it_is_given(
     before: int, prot: int, data: int, xn: int
 ) -> None:
     machine = lab()

@@ -262,7 +262,8 @@ def plan_pageout(s: State, hva: Word, size: Word) -> int:
 
     ``-EINVAL`` off the page grid or in hugetlb, ``-ENOMEM`` at a hole. Read, not seen: anonymous pages fail
     to get a swap entry in ``shrink_folio_list`` and stay; references are ignored, so nothing is aged.
-    A range that holds only a part of a huge page would have the kernel split that folio; left out.
+    Of a huge page, whole or in part, Linux splits the folio with a notifier for each VMA that maps it (seen
+    on the running 7.3.4): left out.
     """
     end = range_end(hva, size)
     if end == ZERO:

@@ -108,15 +108,18 @@ def find_entry(s: State, mmu: int, ipa: Word) -> tuple[Word, int]:
 def relax_permissions(s: State, mmu: int, ipa: Word, prot: Word) -> bool:
     """Change the permissions of a leaf in place, with a local TLBI. False if there is no leaf.
 
-    Mirrors ``kvm_pgtable_stage2_relax_perms``: R and W are added, XN is replaced; what the TLB holds for
-    ``ipa`` goes even if nothing changed or the leaf is gone.
+    Mirrors ``kvm_pgtable_stage2_relax_perms``: R and W are added, XN is replaced by a ``prot`` that executes
+    and otherwise stays (``live/relax-keeps-execution``); what the TLB holds for ``ipa`` goes even if nothing
+    changed or the leaf is gone.
     """
     word, _level = find_entry(s, mmu, ipa)
     flush_ipa(s, mmu)
     old = s.mem[word]
     if old & VALID == ZERO:
         return False
-    new = (old & ~XN) | xn_bits(prot)
+    new = old
+    if prot & PROT_X != ZERO:
+        new = (old & ~XN) | xn_bits(prot)
     if prot & PROT_R != ZERO:
         new |= S2AP_R
     if prot & PROT_W != ZERO:

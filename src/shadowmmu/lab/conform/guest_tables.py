@@ -1,4 +1,4 @@
-"""What a generator must know of L1's tables: where they stand, what a TLB may hold of them.
+"""What a generator must know of L1's tables to obey the architecture: what a TLB may hold of them.
 
 L1 obeys break-before-make: the output address of a mapping changes only after the old one was taken out and
 invalidated. That is the precondition of every generated script.

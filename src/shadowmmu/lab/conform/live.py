@@ -1,7 +1,7 @@
 """Random scenarios on the real kernel and in the model, and the smallest script that shows a difference.
 
-A difference is shrunk under the rule that it stays in the same aspect; candidates that the language
-refuses, that break the precondition, or that do not come to their end do not count as showing it.
+A difference is shrunk under the rule that it stays in the same aspect; candidates that the language refuses,
+that break the precondition, or that do not come to their end do not count as showing it.
 """
 
 from __future__ import annotations

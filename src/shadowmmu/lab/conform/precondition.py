@@ -14,7 +14,7 @@ from shadowmmu.events.schema import Scenario
 from shadowmmu.lab.conform.guest_tables import LEAF, PAGE, Pool, Root
 
 ALL: Final = 1 << 48
-GUEST_KINDS: Final = range(schema.SET_STAGE2, schema.DONTNEED)
+GUEST_KINDS: Final = range(schema.NOP, schema.DONTNEED)
 STORES: Final = (schema.HOST_WRITE,)
 IPA_FIELD: Final = (1 << 36) - 1
 RANGE_FIELD: Final = (1 << 37) - 1
@@ -74,7 +74,7 @@ class _Reader:
 
 
 def broken_precondition(scenario: Scenario) -> str:
-    """What a scenario breaks of the precondition, and where; empty if nothing. O(events x mappings)."""
+    """What a scenario breaks, with its place; empty if it keeps the precondition. O(events x mappings)."""
     reader = _Reader()
     for index, event in enumerate(scenario.events):
         kind = int(event["kind"])

@@ -39,7 +39,7 @@ WORD: Final = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that happened: its words (compared), and where (shown): mark, command, event index."""
+    """One thing that happened: its words (compared), and where (shown): a mark or a command."""
 
     words: tuple[str | int, ...]
     where: str = ""
@@ -157,7 +157,7 @@ def model_touches(executor: Executor) -> list[Row]:
 
 
 def kernel_mmio(answer: Answer) -> list[Row]:
-    """Accesses that left to the VMM, no memslot being there: canonical page, and whether a store."""
+    """Accesses that left to the VMM because no memslot is there: canonical page, and whether to store."""
     rows = []
     for step in answer.steps:
         for record in step.printed("mmio"):

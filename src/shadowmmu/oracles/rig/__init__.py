@@ -1,7 +1,7 @@
 """The real kernel as an oracle: Linux with nested KVM under QEMU, a bare-metal L1, scripts in, answers out.
 
-Mirrors no kernel file: it runs one. ``rig/`` of the repository has what runs inside and prepares the
-folder this needs (``make rig``). Must not know how its answers are compared.
+Mirrors no kernel file: it runs one. ``rig/`` of the repository has what runs inside and prepares the folder
+this needs (``make rig``). Must not know how its answers are compared.
 """
 
 from __future__ import annotations

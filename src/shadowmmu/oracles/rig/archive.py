@@ -30,7 +30,7 @@ def _padded(part: bytes) -> bytes:
 
 
 def archive(programs: Mapping[str, bytes], files: Mapping[str, bytes]) -> bytes:
-    """A newc archive of executable ``programs`` and plain ``files`` by path, with folders and a console.
+    """A newc archive of ``programs`` (executable) and ``files`` by path, with their folders and a console.
 
     O(bytes). Folders come before what is in them, as the kernel needs it.
     """

@@ -20,7 +20,9 @@ def split_console(text: str) -> dict[str, str]:
     """
     lines = text.replace("\r", "").split("\n")
     starts = [(number, match[1]) for number, line in enumerate(lines) if (match := _RUN.fullmatch(line))]
-    boot = lines[: starts[0][0]] if starts else lines
+    if not starts:
+        return {}
+    boot = lines[: starts[0][0]]
     down = [line for line in lines if line.startswith(_DOWN)]
     answers = {}
     for (number, name), (after, _) in zip(starts, [*starts[1:], (len(lines), "")], strict=True):

@@ -86,7 +86,10 @@ class Rig:
 
     @classmethod
     def find(cls, folder: Path | None = None, **options: int | bool) -> Rig:
-        """The rig in ``folder``, $SHADOWMMU_RIG or the cache. UndeterminedError says what is missing."""
+        """The rig in ``folder``, $SHADOWMMU_RIG or the user's cache.
+
+        Raises UndeterminedError with what is missing.
+        """
         chosen = folder or rig_folder()
         if missing := missing_parts(chosen):
             told = "; ".join(missing)

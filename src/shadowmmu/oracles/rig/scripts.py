@@ -64,7 +64,7 @@ def traced(text: str) -> str:
 
 
 def observed(text: str, counts: bool = False) -> str:
-    """The script with a mark before and a dump after each command that acts, counts and trace at its end.
+    """The script with a mark before and a dump after every command that acts, counts and trace at its end.
 
     Commands that print trace or tables themselves are dropped. The result is of the language, so the model
     takes it too.

@@ -51,7 +51,7 @@ def qemu(queries: int, seed: int, qemu: Path | None, keep: Path, as_json: bool) 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def mutants(queries: int, seed: int, qemu: Path | None, as_json: bool) -> None:
     """One-place faults of the model: how many of them the comparison with QEMU catches."""
-    from shadowmmu.oracles.qemu.campaign import mutant_judge
+    from shadowmmu.oracles.qemu.campaign import Judge
     from shadowmmu.oracles.qemu.deviations import known
     from shadowmmu.oracles.qemu.driver import qemu_version
     from shadowmmu.oracles.qemu.install import find_qemu
@@ -59,12 +59,16 @@ def mutants(queries: int, seed: int, qemu: Path | None, as_json: bool) -> None:
 
     program = qemu or find_qemu()
     patches = [patch for one in known(qemu_version(program)) for patch in one.patches]
-    found = hunt(mutant_judge(queries, seed, program), patches, progress=_progress)
+    with Judge(queries, seed, program) as judge:
+        found = hunt(judge, patches, progress=_progress)
     _progress("")
     if as_json:
-        click.echo(json.dumps(found.caught, indent=1))
+        click.echo(json.dumps({"baseline": found.baseline, "caught": found.caught}, indent=1))
     else:
         for name, times in found.caught.items():
             click.echo(f"  {f'{times:,} queries' if times else 'ALIVE':>16}  {name}")
-        click.echo(f"{len(found.caught) - len(found.survivors)} of {len(found.caught)} mutants caught")
+        caught = len(found.caught) - len(found.survivors)
+        click.echo(
+            f"{caught} of {len(found.caught)} mutants caught; {found.baseline} differences without any"
+        )
     sys.exit(UNDETERMINED if found.survivors else HOLDS)

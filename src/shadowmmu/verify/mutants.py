@@ -191,9 +191,13 @@ MUTANTS: Final = (
 
 @dataclass(frozen=True)
 class Hunt:
-    """What became of the mutants: caught by how many queries, or alive (0)."""
+    """What became of the mutants: caught by how many queries, or alive (0).
+
+    ``baseline``: queries on which the oracle differs from the original too; they catch nobody.
+    """
 
     caught: dict[str, int]
+    baseline: int = 0
 
     @property
     def survivors(self) -> tuple[str, ...]:
@@ -213,8 +217,10 @@ def hunt(
     Raises InputError where a mutant no longer fits the source.
     """
     known = tuple(oracle_patches)
+    baseline = disagreements(variant_answers("original", known))
     caught = {}
     for mutant in mutants:
-        caught[mutant.name] = disagreements(variant_answers("mutant", (mutant.patch, *known)))
+        found = disagreements(variant_answers("mutant", (mutant.patch, *known)))
+        caught[mutant.name] = max(found - baseline, 0)
         progress(f"{mutant.name}: {caught[mutant.name] or 'ALIVE'}")
-    return Hunt(caught)
+    return Hunt(caught, baseline)

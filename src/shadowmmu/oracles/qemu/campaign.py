@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
 from shadowmmu.arch.answer import ANSWER, answers
+from shadowmmu.compiled import Words
 from shadowmmu.oracles.qemu.compare import Comparer, Comparison
 from shadowmmu.oracles.qemu.coverage import REGIMES, Cell, cells, missing, possible
 from shadowmmu.oracles.qemu.deviations import deviants
@@ -95,9 +96,12 @@ def run_campaign(
     qemu: Path | None = None,
     model: Answers = answers,
     keep: Path | None = None,
+    attribute: bool = True,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Campaign:
     """Compare ``model`` with QEMU over ``queries`` queries; mismatches are saved in the folder ``keep``.
+
+    ``attribute``: say of each explained difference which known deviation it is.
 
     Raises InputError where there is no QEMU.
     """
@@ -107,7 +111,7 @@ def run_campaign(
         with QemuOracle(program, el3=part.recipe.el3) as oracle:
             if campaign is None:
                 campaign = Campaign(oracle.version)
-            comparer = Comparer(oracle, model, deviants(oracle.version))
+            comparer = Comparer(oracle, model, deviants(oracle.version, attribute))
             sum_of_part = Comparison()
             for batch in batches(part, oracle, int(queries * part.share), seed + number):
                 found = comparer.compare(batch)
@@ -134,32 +138,46 @@ def _cells(comparer: Comparer, batch: Batch) -> Counter[Cell]:
     return cells(batch.rows, batch.context_of, batch.operations, batch.va, out)
 
 
-def mutant_judge(queries: int, seed: int, qemu: Path | None = None) -> Callable[[Answers], int]:
+class Judge:
     """A judge for ``verify.mutants``: how many of QEMU's answers a model has otherwise.
 
-    QEMU is asked once, one batch of each part at least; tables and answers are kept. Raises InputError where
-    there is no QEMU.
+    QEMU is asked once, one batch of each part at least; tables and answers are kept. A context manager: it ends
+    the QEMUs it started. Raises InputError where there is none.
     """
-    program = qemu or find_qemu()
-    kept = []
-    for number, part in enumerate(PARTS):
-        oracle = QemuOracle(program, el3=part.recipe.el3)
-        comparer = Comparer(oracle, answers)
-        for batch in batches(part, oracle, int(queries * part.share), seed + number):
-            answered = comparer.ask(batch)
-            after = oracle.memory[TABLES >> 3 : (TABLES + TABLES_BYTES) >> 3].copy()
-            kept.append((comparer, batch, answered, comparer.before.copy(), after))
 
-    def judge(model: Answers) -> int:
+    def __init__(self, queries: int, seed: int, qemu: Path | None = None) -> None:
+        program = qemu or find_qemu()
+        self._kept: list[tuple[Comparer, Batch, Words, Words, Words]] = []
+        self._oracles: list[QemuOracle] = []
+        for number, part in enumerate(PARTS):
+            oracle = QemuOracle(program, el3=part.recipe.el3)
+            self._oracles.append(oracle)
+            comparer = Comparer(oracle, answers)
+            for batch in batches(part, oracle, int(queries * part.share), seed + number):
+                answered = comparer.ask(batch)
+                self._kept.append(
+                    (comparer, batch, answered, comparer.before.copy(), tables_of(oracle).copy())
+                )
+
+    def __call__(self, model: Answers) -> int:
         found = 0
-        for comparer, batch, answered, before, after in kept:
-            tables = comparer.oracle.memory[TABLES >> 3 : (TABLES + TABLES_BYTES) >> 3]
+        for comparer, batch, answered, before, after in self._kept:
             comparer.before[:] = before
-            tables[:] = after if batch.recipe.updates else before
+            tables_of(comparer.oracle)[:] = after if batch.recipe.updates else before
             found += comparer.disagreements(model, batch, answered)
         return found
 
-    return judge
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        for oracle in self._oracles:
+            oracle.close()
+
+
+def tables_of(oracle: QemuOracle) -> Words:
+    """The words of guest memory that hold tables."""
+    return oracle.memory[TABLES >> 3 : (TABLES + TABLES_BYTES) >> 3]
 
 
 def all_cells() -> list[Cell]:

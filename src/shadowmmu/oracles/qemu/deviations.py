@@ -308,11 +308,15 @@ def known(version: Version) -> Iterator[Deviation]:
     return (deviation for deviation in DEVIATIONS if deviation.concerns(version))
 
 
-def deviants(version: Version) -> Deviants:
-    """Models that deviate as this version does. Raises InputError where a patch no longer fits ``arch``."""
+def deviants(version: Version, attribute: bool = True) -> Deviants:
+    """Models that deviate as this version does. Raises InputError where a patch no longer fits ``arch``.
+
+    With ``attribute`` also with each deviation alone, to say which one explains a difference: a compilation
+    each.
+    """
     present = list(known(version))
     together = variant_answers("qemu", [patch for one in present for patch in one.patches])
-    return Deviants(together, {one.name: partial(_alone, one) for one in present})
+    return Deviants(together, {one.name: partial(_alone, one) for one in present} if attribute else {})
 
 
 def _alone(deviation: Deviation) -> Answers:

@@ -141,8 +141,8 @@ def _cells(comparer: Comparer, batch: Batch) -> Counter[Cell]:
 class Judge:
     """A judge for ``verify.mutants``: how many of QEMU's answers a model has otherwise.
 
-    QEMU is asked once, one batch of each part at least; tables and answers are kept. A context manager: it ends
-    the QEMUs it started. Raises InputError where there is none.
+    QEMU is asked once, one batch of each part at least; tables and answers are kept. A context manager: it
+    ends the QEMUs it started. Raises InputError where there is none.
     """
 
     def __init__(self, queries: int, seed: int, qemu: Path | None = None) -> None:
@@ -160,6 +160,7 @@ class Judge:
                 )
 
     def __call__(self, model: Answers) -> int:
+        """How many answers, and descriptors left behind, ``model`` has otherwise than QEMU."""
         found = 0
         for comparer, batch, answered, before, after in self._kept:
             comparer.before[:] = before

@@ -129,7 +129,9 @@ class Tables(RuleBasedStateMachine):
         for ipa in leaves:
             level, word = self.model[mmu][ipa]
             wanted = leaf_word(0, level, prot, self.fwb)
-            relaxed = word & ~(3 << 53) | wanted & PERMISSIONS
+            kept = ~(3 << 53) if prot & (PX | UX) else -1
+            added = PERMISSIONS if prot & (PX | UX) else PERMISSIONS & ~(3 << 53)
+            relaxed = word & kept | wanted & added
             self.model[mmu][ipa] = (level, word | AF if young else relaxed)
 
     @rule(mmu=MMU, start=PLACE, length=st.sampled_from([PAGE, BLOCK + PAGE, GIGA]))

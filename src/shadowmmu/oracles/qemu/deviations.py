@@ -18,6 +18,7 @@ from shadowmmu.oracles.variants import Answers, Patch, variant_answers
 Version: TypeAlias = tuple[int, int, int]
 
 FIRST: Final = (0, 0, 0)
+BEFORE_8: Final = (8, 0, 0)
 NEVER: Final = (1 << 30, 0, 0)
 
 
@@ -78,6 +79,25 @@ DEVIATIONS: Final = (
                 "    w = stage1_walk(mem, s1, s2, address, update)\n",
             ),
         ),
+        since=BEFORE_8,
+    ),
+    Deviation(
+        "ptw_vm0_first",
+        "HCR_EL2.PTW with stage 2 off makes AT S1E0x and S1E1x fault as if the tables were Device memory, at "
+        "the level of the first read.",
+        "Arm ARM HCR_EL2.PTW: the bit concerns what stage 2 says of memory; AArch64.S1Walk",
+        (
+            Patch(
+                "translate",
+                "    w = stage1_walk(mem, s1, s2, address, update)\n",
+                "    alone = access.regime == 0 and not access.both_stages and not s2.enabled\n"
+                "    if s2.ptw and alone and not beyond_output(s1.regime, s1.root):\n"
+                "        first = s1.regime.start_level\n"
+                "        return Output(PERMISSION, first, 2, True, ZERO, ZERO, ZERO, ZERO, ZERO)\n"
+                "    w = stage1_walk(mem, s1, s2, address, update)\n",
+            ),
+        ),
+        until=BEFORE_8,
     ),
     Deviation(
         "ptw_level",
@@ -148,6 +168,20 @@ DEVIATIONS: Final = (
                 "    if memattr > 7 or code == 4:\n        return 0\n",
             ),
         ),
+        since=BEFORE_8,
+    ),
+    Deviation(
+        "fwb_reserved_device",
+        "FWB=1 and MemAttr 4, or with bit 3 set: Device-nGnRnE.",
+        "Arm ARM D8.6: MemAttr[3] is RES0 with FWB, so ignored; for 0b100 the choice is free",
+        (
+            Patch(
+                "attributes",
+                "    code = memattr & 7\n",
+                "    code = memattr & 7\n    if memattr > 7 or code == 4:\n        return 0\n",
+            ),
+        ),
+        until=BEFORE_8,
     ),
     Deviation(
         "fwb_cd",
@@ -175,6 +209,22 @@ DEVIATIONS: Final = (
                 "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
             ),
         ),
+        since=BEFORE_8,
+    ),
+    Deviation(
+        "memattr_reserved_half",
+        "FWB=0 and MemAttr 4, 8 or 12 (reserved): the reserved half is that of stage 1. (A free choice.)",
+        "Arm ARM D8.6, MemAttr[3:0]: reserved encodings",
+        (
+            Patch(
+                "attributes",
+                "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
+                "    if memattr & 3 == 0:\n"
+                "        return combine_half(attribute >> 4, memattr >> 2) << 4 | attribute & 15\n"
+                "    outer = combine_half(attribute >> 4, memattr >> 2)\n",
+            ),
+        ),
+        until=BEFORE_8,
     ),
     Deviation(
         "ndirty_dbm",
@@ -299,6 +349,71 @@ DEVIATIONS: Final = (
             ),
         ),
         since=(11, 0, 0),
+    ),
+    Deviation(
+        "sh_raw",
+        "Without stage 2, PAR_EL1.SH of Device and Normal Non-cacheable memory is what the descriptor says, "
+        "and 0 with stage 1 off.",
+        "Arm ARM D8.6.2, PAREncodeShareability: such memory is Outer Shareable",
+        (
+            Patch(
+                "translate",
+                "        a.effective_shareability(attribute, stage1_shareability(s1, first.descriptor)),\n",
+                "        stage1_shareability(s1, first.descriptor),\n",
+            ),
+            Patch(
+                "translate",
+                "        return a.NON_SHAREABLE if s1.default_cacheable else a.OUTER_SHAREABLE\n",
+                "        return a.NON_SHAREABLE\n",
+            ),
+        ),
+        until=BEFORE_8,
+    ),
+    Deviation(
+        "block_level",
+        "A block is accepted at every level above the last.",
+        "Arm ARM D8.3.2, AArch64.BlockDescSupported",
+        (Patch("stage2", "    elif level < r.block_level:\n", "    elif level < -1:\n"),),
+        until=BEFORE_8,
+    ),
+    Deviation(
+        "walk_level",
+        "A stage-2 fault on a stage-1 walk is reported with the level of stage 1.",
+        "Arm ARM D8.15: the level is that of the stage-2 walk",
+        (
+            Patch(
+                "translate",
+                "            return at\n        step = stage1_step(",
+                "            return Output(at.fault, level, 2, True, at.ipa, ZERO, ZERO, at.word, ZERO)\n"
+                "        step = stage1_step(",
+            ),
+            Patch(
+                "translate",
+                "                return back\n",
+                "                at = back\n"
+                "                return Output(at.fault, w.level, 2, True, at.ipa, ZERO, ZERO, at.word, ZERO)\n",
+            ),
+        ),
+        until=BEFORE_8,
+    ),
+    Deviation(
+        "input_beyond_ps",
+        "Stage 2: an input size above VTCR_EL2.PS, or a start level that needs a larger PS, faults at "
+        "level 0.",
+        "AArch64.S2InvalidSL, AArch64.S2InconsistentSL: PAMax, the machine's size, is what counts",
+        (
+            Patch(
+                "controls",
+                "    ha = vtcr & VTCR_HA != ZERO and has & FEAT_HAF != ZERO\n",
+                "    oa, start, shift = geometry.oa_bits, geometry.start_level, geometry.page_shift\n"
+                "    small = shift == 12 and start <= 0 and oa <= 42\n"
+                "    small = small or (shift == 14 and start <= 1 and oa <= 40)\n"
+                "    small = small or (shift == 16 and start <= 1 and oa <= 42)\n"
+                "    legal = legal and geometry.ia_bits <= oa and not small\n"
+                "    ha = vtcr & VTCR_HA != ZERO and has & FEAT_HAF != ZERO\n",
+            ),
+        ),
+        until=BEFORE_8,
     ),
 )
 

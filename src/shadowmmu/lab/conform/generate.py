@@ -34,8 +34,8 @@ VTCR_36_BITS: Final = 0x8002_355C
 VTCR_ACCESS_FLAG: Final = VTCR | 1 << 21
 """VTCR_EL2.HA: the walk sets access flags."""
 ATTRIBUTES: Final = ("rw", "rw", "rw", "rw", "rwx", "r", "rx", "w", "-", "rwa", "ra", "x")
-DRAIN: Final = "dontneed 0x43fff000 4k"
-"""An MADV_DONTNEED first puts pages that wait in the CPU's batch on their LRU list, where page_idle looks."""
+DRAIN: Final = ("dontneed 0x43e00000 2M", "write 0x43e00000 2M")
+"""New pages push those that wait in the CPU's batch on their LRU list, where page_idle looks."""
 
 
 @dataclass
@@ -322,7 +322,7 @@ class Generator:
 
     def age(self) -> None:
         """The host marks pages idle."""
-        self.add(DRAIN, f"idle {self.page():#x} {self.rng.choice((1, 4, 16))}")
+        self.add(*DRAIN, f"idle {self.page():#x} {self.rng.choice((1, 4, 16))}")
 
     # --- the whole
 

@@ -390,8 +390,8 @@ DEVIATIONS: Final = (
             Patch(
                 "translate",
                 "                return back\n",
-                "                at = back\n"
-                "                return Output(at.fault, w.level, 2, True, at.ipa, ZERO, ZERO, at.word, ZERO)\n",
+                "                kind = back.fault\n"
+                "                return Output(kind, w.level, 2, True, back.ipa, ZERO, ZERO, ZERO, ZERO)\n",
             ),
         ),
         until=BEFORE_8,

@@ -37,7 +37,7 @@ $(VENV)/installed-core: pyproject.toml
 
 $(VENV)/installed-dev: $(VENV)/installed-core
 	@echo "installing the tools of tests and development into $(VENV)"
-	$(PIP) install --editable '.[test,dev]'
+	$(PIP) install --editable '.[test,dev,oracle]'
 	touch $@
 
 run: $(VENV)/installed-core

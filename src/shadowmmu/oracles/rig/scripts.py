@@ -14,8 +14,8 @@ MODEL_ONLY: Final[dict[str, str]] = {
 }
 """Commands of the language that the real kernel cannot do, with what to say about them."""
 
-RIG_ONLY: Final = ("at", "s1", "load2")
-"""Commands that the rig has whether or not the model knows them (``rig/README.md``)."""
+RIG_ONLY: Final = ("load2",)
+"""Commands that only the rig has (``rig/README.md``)."""
 
 ACTING: Final = frozenset(
     name
@@ -45,7 +45,7 @@ def check_script(text: str, name: str) -> Scenario:
         words = words_of(line)
         if words and words[0] in MODEL_ONLY:
             raise ScenarioError(name, number, line, words[0], MODEL_ONLY[words[0]])
-        unknown = bool(words) and words[0] in RIG_ONLY and words[0] not in COMMANDS
+        unknown = bool(words) and words[0] in RIG_ONLY
         readable.append("#" if unknown else line)
     return parse_scenario("\n".join(readable), name)
 

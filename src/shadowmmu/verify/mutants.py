@@ -180,10 +180,10 @@ MUTANTS: Final = (
         "permission index without bit 51", "stage1", "INDEX_1: Final = U64(0b0010)", "INDEX_1: Final = U64(0)"
     ),
     _mutant(
-        "EL2 regime: execution by the EL1 bit",
+        "EL2 regime: AP[1] has a say",
         "stage1",
-        "    if not has_el0:\n        return Permissions(True, writable, not uxn and",
-        "    if not has_el0:\n        return Permissions(True, writable, descriptor & PXN == ZERO and",
+        "Permissions(True, writable, not uxn",
+        "Permissions(True, writable and descriptor & AP1 != ZERO, not uxn",
     ),
 )
 """Each breaks one rule; together they touch every module of the translation."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from shadowmmu.arch import registers as r
 from shadowmmu.arch.context import COLUMNS, FEATURES, Implementation
 from shadowmmu.arch.fault import NAMES as FAULT_NAMES
+from shadowmmu.arch.operation import ATOMIC_EL0, FETCH_EL0, LOAD_EL0, LOAD_EL1
 from shadowmmu.arch.operation import NAMES as OPERATION_NAMES
 from shadowmmu.arch.regime import output_bits
 from shadowmmu.compiled import U64, Counts, Words
@@ -43,6 +44,7 @@ ESR_COMPARED: Final = sum(
 PCIE_WINDOW: Final = (0x80_0000_0000, 0x100_0000_0000)
 """Answers reads with all ones instead of aborting, in QEMU before 8.0 (later it is switched off)."""
 PCIE_GONE: Final = (8, 0, 0)
+_OF_EL0: Final = (LOAD_EL0, LOAD_EL0 + 1, FETCH_EL0, ATOMIC_EL0)
 _EXTERNAL_STATUS: Final = (0x10, 0x13, 0x14, 0x15, 0x16, 0x17)
 
 # Feature, register, lowest bit of its field, smallest value that has it.
@@ -199,8 +201,8 @@ class Comparer:
             accessed = [word for word in left if word.qemu == word.model | AF]
             result.set_aside[PEEKED] += len(accessed)
             left = [word for word in left if word not in accessed]
-            if accessed and different.any():
-                different = self._without_peeked(batch, qemu, different, executed, accessed, result)
+            if different.any():
+                different = self._without_peeked(batch, qemu, different, executed, result)
         for i in np.flatnonzero(different):
             result.mismatches.append(_mismatch(batch, qemu, model, int(i)))
         result.memory += left
@@ -212,18 +214,21 @@ class Comparer:
         qemu: Words,
         different: npt.NDArray[np.bool_],
         executed: npt.NDArray[np.bool_],
-        accessed: list[MemoryMismatch],
         result: Comparison,
     ) -> npt.NDArray[np.bool_]:
-        """Mismatches but for those that agree once the descriptors in ``accessed`` have their access flag.
+        """Mismatches but for those that agree once what declined stores walk has its access flag.
 
         The stub set it at some time during the batch, before it declined a store; which of the two states a
         later query saw is not known, and either answer may be QEMU's. Those set aside are counted.
         """
         model = self.model if self.deviants is None else self.deviants.together
         kept = self.before.copy()
-        for word in accessed:
-            self.before[(word.pa - TABLES) >> 3] |= AF
+        loads = np.where(np.isin(batch.operations, _OF_EL0), LOAD_EL0, LOAD_EL1).astype(
+            batch.operations.dtype
+        )
+        self._run(model, replace(batch, operations=loads), ~executed)
+        walked = _tables(self._private) == kept | U64(AF)
+        self.before[walked] |= U64(AF)
         again = np.zeros_like(qemu)
         again[executed] = self._run(model, batch, executed)
         self.before[:] = kept

@@ -101,13 +101,15 @@ DEVIATIONS: Final = (
     ),
     Deviation(
         "ptw_level",
-        "A fault for HCR_EL2.PTW is reported at level 0.",
-        "Arm ARM D8.15: the level of a Permission fault is that of the stage-2 leaf",
+        "A fault for HCR_EL2.PTW is reported at level 0, after the access flag is set (which is allowed).",
+        "Arm ARM D8.15: the level of a Permission fault is that of the stage-2 leaf; Unpredictable_AFUPDATE",
         (
             Patch(
                 "translate",
                 "        if s2.ptw and device_type(w.descriptor, s2.fwb):\n            allowed = False\n",
                 "        if allowed and s2.ptw and device_type(w.descriptor, s2.fwb):\n"
+                "            if update and s2.ha and w.descriptor & AF == ZERO:\n"
+                "                write_descriptor(mem, w.word, w.descriptor | AF, s2.big_endian)\n"
                 "            return Output(PERMISSION, 0, 2, walk, ipa, ZERO, w.descriptor, w.word, ZERO)\n",
             ),
         ),

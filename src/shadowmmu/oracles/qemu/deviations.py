@@ -379,6 +379,20 @@ DEVIATIONS: Final = (
         until=BEFORE_8,
     ),
     Deviation(
+        "small_root",
+        "With 52-bit addresses a start table of less than 64 bytes may stand anywhere: BADDR keeps bits 5:4.",
+        "Arm ARM D8.2.3: with 52-bit addresses the start table is aligned to 64 bytes at least",
+        (
+            Patch(
+                "regime",
+                "        base = (ttbr & ROOT_48) |",
+                "        base = (ttbr & BASE) |",
+            ),
+            Patch("regime", "        if size_shift < 6:\n            size_shift = 6\n", ""),
+        ),
+        until=BEFORE_8,
+    ),
+    Deviation(
         "walk_level",
         "A stage-2 fault on a stage-1 walk is reported with the level of stage 1.",
         "Arm ARM D8.15: the level is that of the stage-2 walk",

@@ -72,15 +72,24 @@ def fill(mem: np.ndarray, frames: np.ndarray, leaves: np.ndarray, addresses: np.
     return int(addresses[at - 1])
 
 
+def in_runs(pages: int, rng: np.random.Generator) -> np.ndarray:
+    """The numbers 0.. of ``pages`` pages, runs of them in random order."""
+    runs = rng.permutation(pages // RUN)
+    return (runs[:, None] * RUN + np.arange(RUN)).ravel().astype(np.uint64)
+
+
 def built(leaves: int, rng: np.random.Generator) -> Tables:
-    """Stage 1 over ``leaves`` pages, its tables at IPAs behind them, and stage 2 over it all."""
+    """Stage 1 over ``leaves`` pages, its tables at IPAs behind them, and stage 2 over it all.
+
+    Stage 1 maps runs of pages to runs: neighbours are neighbours in both spaces.
+    """
     first = sum(levels(leaves))
     second = sum(levels(leaves + first))
     mem = np.zeros((first + second) * PER_TABLE, np.uint64)
     frames = rng.permutation(first + second).astype(np.uint64)
     shift = np.uint64(12)
     intermediate = np.arange(leaves, leaves + first, dtype=np.uint64)
-    leaf1 = rng.permutation(leaves).astype(np.uint64) << shift | np.uint64(LEAF1)
+    leaf1 = in_runs(leaves, rng) << shift | np.uint64(LEAF1)
     ttbr = fill(mem, frames[:first], leaf1, intermediate << shift)
     data = rng.permutation(leaves).astype(np.uint64) + np.uint64(DATA // PAGE)
     leaf2 = np.concatenate([data, frames[:first]]) << shift | np.uint64(LEAF2)

@@ -43,7 +43,8 @@ def memslot_churn(
 ) -> Scenario:
     """The memslot is deleted and made again, ``rounds`` times; the L2s run after each.
 
-    Deleting a slot unmaps every shadow MMU whatever the design: the floor that no reverse map lifts.
+    Every leaf has to go and be faulted in again whatever the design; how they are found differs.
+    (Linux 7.3.4 unmaps all shadow MMUs; the other designs take the slot's range.)
     """
     at_least("rounds", rounds, 0)
     between("active", active)

@@ -208,7 +208,7 @@ _LIST: Final = (
     ),
     Workload(
         "memslot-churn",
-        "the memslot is deleted and made again; every design must unmap everything",
+        "the memslot is deleted and made again: every leaf has to go under every design",
         "Linux 7.3.4 as recorded in kernel_runs/scenario/12-dirtylog-slot",
         _USUAL,
         memslot_churn,

@@ -23,12 +23,12 @@ SMALL: Final[Mapping[str, dict[str, list[Any]]]] = {
     "l2-boot": {},
     "numa-balancing": {"leaves": [2000]},
     "ksm": {"leaves": [2000]},
-    "balloon": {"leaves": [2000], "share": [0.1]},
+    "balloon": {"leaves": [2000], "share": [0.03]},
     "live-migration": {"leaves": [2000]},
     "memslot-churn": {"leaves": [2000]},
     "thp-collapse": {"leaves": [2000]},
 }
-"""The workloads at a size that takes a second altogether, under 48 bits."""
+"""The workloads at a size that takes some seconds altogether, under 48 bits."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,3 +185,14 @@ def test_a_bad_workload_is_refused(text: str, told: str) -> None:
 def test_counts_have_exponents_and_suffixes() -> None:
     _, values = read_workload("numa-balancing:leaves=1e3,window=4M,mmus=0x2,active=0.25")
     assert values == {"leaves": 1000, "window": 4 << 20, "mmus": 2, "active": 0.25}
+
+
+def test_the_page_of_workloads_is_the_catalogue() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "workloads.md").read_text(encoding="utf-8")
+    headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert headings[:-1] == list(WORKLOADS)
+    for workload in WORKLOADS.values():
+        section = page.split(f"\n## {workload.name}\n")[1].split("\n## ")[0]
+        assert f"Source: {workload.source}." in section
+        table = [f"| {p.name} | {p.default} | {p.meaning} |" for p in workload.parameters]
+        assert "\n".join(table) in section

@@ -103,6 +103,12 @@ _LIST: Final = (
     ),
     Quantity("refaults_caused", "refaults caused by notifiers", "count", lambda r: r["refaults_caused"]),
     Quantity("refaults_avoidable", "of these avoidable", "count", lambda r: r["refaults_avoidable"]),
+    Quantity(
+        "leaves_relaxed",
+        "shadow leaves made writable again by a fault",
+        "count",
+        lambda r: r["leaves_relaxed"],
+    ),
     Quantity("notifiers", "notifier calls", "count", lambda r: r["notifiers"]),
     Quantity("record_bytes", "bytes of record, at the most", "bytes", lambda r: r["reverse_map_bytes"]),
     Quantity(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from shadowmmu.lab.sweep_metrics import Pivot
 from shadowmmu.report.plots import SETTINGS, Plot, for_the_page
@@ -51,7 +51,7 @@ def curve(table: Pivot) -> Plot:
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     caption = f"{table.quantity.label}; shorter is better."
-    return Plot(table.spec.title, caption, for_the_page(out.getvalue(), table.spec.title.replace('"', "")))
+    return Plot(table.spec.title, caption, for_the_page(out.getvalue(), table.spec.title))
 
 
 def _line(axes: Axes, table: Pivot, column: int, label: str) -> None:
@@ -78,11 +78,16 @@ def _scales(axes: Axes, table: Pivot) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(places, [write_axis(x) for x in table.rows], rotation=30 if len(places) > 8 else 0)
     positive = [value for value in values if value > 0]
-    if positive and max(positive) >= LOG_FROM * min(positive):
+    if not positive or max(positive) < LOG_FROM * min(positive):
+        axes.set_ylim(0, max(values) * 1.1 or 1)
+    elif len(positive) == len(values):
+        axes.set_yscale("log")
+    else:  # a zero has its place below the logarithmic part
         smallest = 10.0 ** math.floor(math.log10(min(positive)))
         axes.set_yscale("symlog", linthresh=smallest, linscale=0.3)
-    else:
-        axes.set_ylim(0, max(values) * 1.1 or 1)
+        axes.set_ylim(-smallest / 10, max(values) * 2)
+        decades = range(round(math.log10(smallest)), math.ceil(math.log10(max(values))) + 1)
+        axes.yaxis.set_major_locator(FixedLocator([0.0, *(10.0**power for power in decades)]))
     quantity = table.quantity
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, position: write_value(quantity, value)))
     axes.yaxis.set_minor_locator(NullLocator())

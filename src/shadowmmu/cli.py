@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from shadowmmu import __version__
+from shadowmmu.costs_cli import costs
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
 from shadowmmu.replay_cli import replay
 from shadowmmu.rig_cli import conform, rig
+from shadowmmu.sweep_cli import sweep
+from shadowmmu.workloads_cli import workloads
 
 if TYPE_CHECKING:
     from shadowmmu.lab.results import Comparison, ScenarioSource, Transcript
@@ -127,6 +130,9 @@ def cli(debug: bool) -> None:
 @click.option("--seed", type=NUMBER, help="Seed of the storm.")
 @click.option("--leaves", type=NUMBER, help="Shadow leaves of the storm, over all its MMUs.")
 @click.option("--notifiers", type=NUMBER, help="Notifiers of the storm.")
+@click.option(
+    "--workload", "workloads", multiple=True, metavar="NAME[:key=value,...]", help="A named workload instead."
+)
 @click.option("--judge", type=click.Choice(["always", "dumps", "never"]), help="After which events to look.")
 @click.option("--only", type=click.Choice(["kernel", "storm"]), help="Leave the other kind of run out.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress line.")
@@ -329,6 +335,9 @@ cli.add_command(oracle)
 cli.add_command(replay)
 cli.add_command(conform)
 cli.add_command(rig)
+cli.add_command(workloads)
+cli.add_command(sweep)
+cli.add_command(costs)
 
 
 def main(arguments: list[str] | None = None) -> None:

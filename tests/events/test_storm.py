@@ -203,7 +203,7 @@ def test_a_large_storm_widens_the_canonical_space() -> None:
     ("arguments", "word"),
     [
         ({"mmus": 0}, "mmus"),
-        ({"mmus": 129}, "mmus"),
+        ({"mmus": 1025}, "mmus"),
         ({"mmus": 4, "leaves": 3}, "leaves"),
         ({"leaf_sizes": {}}, "leaf_sizes"),
         ({"leaf_sizes": {8192: 1.0}}, "leaf_sizes"),

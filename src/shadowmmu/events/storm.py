@@ -1,8 +1,7 @@
 """Notifier storms: many shadow leaves, then host notifiers one at a time, each followed by refaults.
 
 The workload for which reverse maps are asked for: L2s with much memory run, the host takes one page of it,
-and what was torn down must be faulted in again. Mappings come in runs of consecutive leaves, as guests'
-memory does; every MMU has its own nested layout, with gaps and in another order than the canonical one.
+and what was torn down must be faulted in again.
 """
 
 from __future__ import annotations
@@ -11,65 +10,62 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from shadowmmu.events import schema
-from shadowmmu.events.commands import MOST_VCPUS
-from shadowmmu.events.schema import (
-    CANONICAL_RAM,
-    CODE_CANONICAL,
-    CODE_NESTED,
-    EventTable,
-    Scenario,
+from shadowmmu.events.population import (
+    BLOCK,
+    IPAS2E1IS,
+    LEVEL,
+    PAGE,
+    Population,
+    enter,
+    fill,
+    level_hint,
+    mapped_page,
+    populate,
+    revisit,
+    scenario_of,
 )
+from shadowmmu.events.schema import CODE_CANONICAL, CODE_NESTED, EventTable, Scenario
 from shadowmmu.events.words import attributes
 
-PAGE = 1 << 12
-BLOCK = 1 << 21
-REGION = 1 << 30
-LEVEL = {PAGE: 3, BLOCK: 2}
-"""Guest stage-2 level by leaf size."""
-
 DEFAULT_SIZES: Mapping[int, float] = {PAGE: 0.98, BLOCK: 0.02}
-
-TABLE_POOL = 0x4010_0000
-"""Canonical IPA from which L1 of the rig takes its table pages, one after the other (``POOL_PA``)."""
-
-LOWEST_DATA = 0x4100_0000
-NESTED_FIRST = 0x4000_0000
-NESTED_BITS = 39
-"""Nested IPA bits under the default VTCR_EL2."""
-
-CANONICAL_BITS = 48
-
-Column = npt.NDArray[np.uint64]
+MOST_VMIDS = 1 << 16
+TABLES_OF_A_ROOT = 3
+"""Table pages of a root that maps L2's code only: one of each level."""
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Runs of consecutive leaves of one size in one MMU; ``count`` in leaves, one element a run.
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """What happens between two times that L2s run, apart from the notifiers themselves.
 
-    ``canonical_ipa`` is relative to the start of the data until the scenario is laid out.
+    ``moves``: that many times L1 swaps the canonical pages of two leaves of an MMU: it unmaps both,
+    invalidates both (with level hints), maps them crosswise, and L2 writes both. ``recycles``: that many
+    fresh L2s run and take a shadow MMU each, recycled once all are in use. ``writes``: the share of touched
+    runs that L2 writes; it reads the others. ``target``: notifiers are for ``mapped`` pages, or for one that
+    no L2 maps (``unmapped``). ``burst``: notifiers of one round.
     """
 
-    leaf_size: int
-    nested_ipa: Column
-    canonical_ipa: Column
-    count: Column
+    moves: int = 0
+    recycles: int = 0
+    writes: float = 1.0
+    target: str = "mapped"
+    burst: int = 1
 
-    @property
-    def bytes(self) -> Column:
-        """Length of each run in bytes."""
-        return self.count * np.uint64(self.leaf_size)
+    def check(self) -> None:
+        """Raises ValueError for a value out of range."""
+        if self.moves < 0 or self.recycles < 0:
+            raise ValueError(f"moves and recycles are {self.moves} and {self.recycles}, expected 0 or more")
+        if not 0 <= self.writes <= 1:
+            raise ValueError(f"writes is {self.writes}, expected 0 to 1")
+        if self.target not in ("mapped", "unmapped"):
+            raise ValueError(f"target is {self.target!r}, expected 'mapped' or 'unmapped'")
+        if self.burst < 1:
+            raise ValueError(f"burst is {self.burst}, expected 1 or more")
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """Everything placed: the runs of each MMU by leaf size, the roots, and the data areas by leaf size."""
-
-    runs: list[list[Runs]]
-    roots: list[int]
-    areas: dict[int, tuple[int, int]]
+QUIET = Rounds()
+"""Nothing else: one notifier a round."""
 
 
 def storm(
@@ -82,69 +78,19 @@ def storm(
     notifier_bytes: int = PAGE,
     refault: str | float = "all",
     seed: int = 1,
+    shared: bool = False,
+    rounds: Rounds = QUIET,
 ) -> Scenario:
-    """A notifier storm over ``mmus`` shadow MMUs with ``leaves`` leaves altogether; O(leaves / cluster).
+    """A notifier storm over a population (``events.population``); O(leaves / cluster).
 
-    ``leaf_sizes`` weighs the leaf sizes (4096 and 2 MiB) by number of leaves; ``cluster`` is the mean length
-    of a run of leaves (geometric); ``alias_rate`` is the chance that a run starts at a canonical place where
-    another run of the same MMU starts too. L1 makes one root an MMU (VMIDs from 1), the host writes all the
-    data first, 2 MiB leaves lie over an area advised for huge pages, and L2 writes every leaf once. Then
-    ``notifiers`` times: DONTNEED of ``notifier_bytes`` at a mapped place, the host writes it again, and L2
-    writes all leaves (``refault`` ``"all"``) or those of that fraction of the runs in every MMU.
+    L1 makes one root an MMU (VMIDs from 1), the host writes all the data first, 2 MiB leaves lie over an
+    area advised for huge pages, and L2 writes every leaf once. Then ``notifiers`` times: DONTNEED of
+    ``notifier_bytes`` at a mapped place, the host writes it again, and L2 writes all leaves (``refault``
+    ``"all"``) or those of that fraction of the runs in every MMU. ``rounds`` says what else happens.
 
     The same arguments give the same events. Raises ValueError for arguments out of range and for layouts
     that do not fit 39 bits of nested IPA or 48 bits of canonical IPA.
     """
-    fraction = _checked(mmus, leaves, leaf_sizes, cluster, alias_rate, notifiers, notifier_bytes, refault)
-    random = np.random.default_rng(seed)
-    per_mmu = [leaves // mmus + (k < leaves % mmus) for k in range(mmus)]
-    drawn = [_draw_mmu(random, count, leaf_sizes, cluster, alias_rate) for count in per_mmu]
-    machine = _laid_out(drawn)
-    end = max(stop for _, stop in machine.areas.values())
-    end += -end % BLOCK
-    bits = max(schema.DEFAULT_VM_IPA_BITS, (end - 1).bit_length())
-    if bits > CANONICAL_BITS:
-        raise ValueError(f"the data ends at canonical IPA {end:#x}, above {CANONICAL_BITS} bits")
-    table = EventTable()
-    labels = ["fill", *(f"notifier {k}" for k in range(notifiers))]
-    _fill(table, machine)
-    for k in range(notifiers):
-        table.append(schema.MARK, k + 1)
-        _notify(table, random, machine, notifier_bytes, end)
-        _refault(table, random, machine, fraction)
-    return Scenario(
-        name=f"storm-{mmus}x{leaves // mmus}-seed{seed}",
-        memory_bytes=end - CANONICAL_RAM,
-        events=table.finish(),
-        vcpus=(mmus + 1) // 2,
-        backing="base",
-        vm_ipa_bits=0 if bits == schema.DEFAULT_VM_IPA_BITS else bits,
-        labels=tuple(labels),
-    )
-
-
-def _checked(
-    mmus: int,
-    leaves: int,
-    leaf_sizes: Mapping[int, float],
-    cluster: float,
-    alias_rate: float,
-    notifiers: int,
-    notifier_bytes: int,
-    refault: str | float,
-) -> float:
-    """The refaulted fraction of the runs. Raises ValueError for an argument out of range."""
-    if not 1 <= mmus <= 2 * MOST_VCPUS:
-        raise ValueError(f"mmus is {mmus}, expected 1 to {2 * MOST_VCPUS}")
-    if leaves < mmus:
-        raise ValueError(f"leaves is {leaves}, expected at least one an MMU")
-    weights = list(leaf_sizes.values())
-    if not set(leaf_sizes) <= set(LEVEL) or not weights or min(weights) < 0 or not 0 < sum(weights) < np.inf:
-        raise ValueError(f"leaf_sizes is {dict(leaf_sizes)}, expected weights for 4096 and 2097152")
-    if not cluster >= 1:
-        raise ValueError(f"cluster is {cluster}, expected at least 1")
-    if not 0 <= alias_rate < 1:
-        raise ValueError(f"alias_rate is {alias_rate}, expected 0 to below 1")
     if notifiers < 0:
         raise ValueError(f"notifiers is {notifiers}, expected 0 or more")
     if notifier_bytes <= 0 or notifier_bytes % PAGE:
@@ -152,173 +98,83 @@ def _checked(
     fraction = 1.0 if refault == "all" else refault
     if isinstance(fraction, str) or not 0 <= fraction <= 1:
         raise ValueError(f"refault is {refault!r}, expected 'all' or 0 to 1")
-    return fraction
+    rounds.check()
+    random = np.random.default_rng(seed)
+    fresh = rounds.recycles * -(-notifiers // rounds.burst)
+    spare = fresh * TABLES_OF_A_ROOT
+    population = populate(random, mmus, leaves, leaf_sizes, cluster, alias_rate, shared, spare)
+    if mmus + fresh >= MOST_VMIDS:
+        raise ValueError(f"recycles makes {fresh} L2s, expected fewer than {MOST_VMIDS - mmus}")
+    table = EventTable()
+    fill(table, population)
+    nobody = population.end
+    unmapped = rounds.target == "unmapped"
+    if unmapped:
+        table.append(schema.HOST_WRITE, nobody, max(BLOCK, notifier_bytes))
+    storms = _Storm(table, random, population, rounds, mmus)
+    for k in range(notifiers):
+        table.append(schema.MARK, k + 1)
+        storms.notify(nobody if unmapped else None, notifier_bytes)
+        if (k + 1) % rounds.burst == 0 or k + 1 == notifiers:
+            storms.guests_run(fraction)
+    name = f"storm-{mmus}x{leaves // mmus}-seed{seed}"
+    labels = ["fill", *(f"notifier {k}" for k in range(notifiers))]
+    return scenario_of(name, population, table, labels, max(BLOCK, notifier_bytes) if unmapped else 0)
 
 
-def _draw_mmu(
-    random: np.random.Generator,
-    leaves: int,
-    leaf_sizes: Mapping[int, float],
-    cluster: float,
-    alias_rate: float,
-) -> list[Runs]:
-    """The runs of one MMU, canonical places relative to each size's area. Pages first, then blocks."""
-    blocks = round(leaves * leaf_sizes.get(BLOCK, 0.0) / sum(leaf_sizes.values()))
-    nested_ipa = NESTED_FIRST
-    drawn = []
-    for leaf_size, count in ((PAGE, leaves - blocks), (BLOCK, blocks)):
-        if not count:
-            continue
-        nested_ipa += -nested_ipa % leaf_size
-        runs = _draw_runs(random, leaf_size, count, cluster, alias_rate, nested_ipa)
-        nested_ipa = int((runs.nested_ipa + runs.bytes).max())
-        drawn.append(runs)
-    if nested_ipa > 1 << NESTED_BITS:
-        raise ValueError(f"an MMU needs nested IPAs up to {nested_ipa:#x}, above {NESTED_BITS} bits")
-    return drawn
+@dataclass
+class _Storm:
+    """One storm being written; ``fresh`` L2s have VMIDs above those of the population."""
 
+    table: EventTable
+    random: np.random.Generator
+    population: Population
+    rounds: Rounds
+    fresh: int
 
-def _draw_runs(
-    random: np.random.Generator,
-    leaf_size: int,
-    leaves: int,
-    cluster: float,
-    alias_rate: float,
-    nested_first: int,
-) -> Runs:
-    count = _run_lengths(random, leaves, cluster)
-    alias = random.random(len(count)) < alias_rate
-    alias[0] = False
-    own = np.flatnonzero(~alias)
-    canonical = np.zeros(len(count), np.uint64)
-    canonical[own] = _spaced(random, count[own])
-    canonical[alias] = canonical[random.choice(own, int(alias.sum()))]
-    order = random.permutation(len(count))
-    nested = np.zeros(len(count), np.uint64)
-    nested[order] = _spaced(random, count[order])
-    size = np.uint64(leaf_size)
-    return Runs(leaf_size, nested * size + np.uint64(nested_first), canonical * size, count)
+    def notify(self, canonical_ipa: int | None, size: int) -> None:
+        """The host drops a range, one that holds a randomly drawn mapped page by default, and writes it."""
+        if canonical_ipa is None:
+            end = self.population.end
+            canonical_ipa = mapped_page(self.random, self.population)
+            canonical_ipa -= canonical_ipa % size
+            canonical_ipa = max(self.population.first, min(canonical_ipa, end - size))
+            size = min(size, end - canonical_ipa)
+        self.table.append(schema.DONTNEED, canonical_ipa, size)
+        self.table.append(schema.HOST_WRITE, canonical_ipa, size)
 
+    def guests_run(self, fraction: float) -> None:
+        """L1 moves pages and starts fresh L2s, as asked; then the L2s run."""
+        for _ in range(self.rounds.moves):
+            self._move()
+        for _ in range(self.rounds.recycles):
+            self.fresh += 1
+            self.table.append(schema.SET_STAGE2, 0, self.fresh, schema.DEFAULT_VTCR)
+            self.table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, PAGE, 3, attributes("rx"))
+            self.table.append(schema.TOUCH, CODE_NESTED, PAGE, 1, schema.READ, CODE_NESTED)
+        revisit(self.table, self.random, self.population, fraction, self.rounds.writes)
 
-def _run_lengths(random: np.random.Generator, leaves: int, cluster: float) -> Column:
-    """Geometric lengths with mean ``cluster`` that add up to ``leaves``; the last is cut to fit."""
-    lengths = np.zeros(0, np.uint64)
-    while lengths.sum() < leaves:
-        batch = random.geometric(1 / cluster, int(leaves / cluster) + 16)
-        lengths = np.concatenate((lengths, np.minimum(batch, leaves).astype(np.uint64)))
-    ends = np.cumsum(lengths)
-    last = int(np.searchsorted(ends, leaves))
-    lengths = lengths[: last + 1].copy()
-    lengths[last] -= ends[last] - np.uint64(leaves)
-    return lengths
-
-
-def _spaced(random: np.random.Generator, count: Column) -> Column:
-    """Starts of runs of ``count`` leaves placed in order, each after a gap of 1 to 8 leaves."""
-    gaps = random.integers(1, 9, len(count)).astype(np.uint64)
-    starts: Column = np.cumsum(count + gaps) - count
-    return starts
-
-
-def _tables(runs: list[Runs]) -> int:
-    """Table pages that L1 takes for one MMU: the root, level 2 by 1 GiB, level 3 by 2 MiB of pages."""
-    code = np.array([CODE_NESTED], np.uint64)
-    regions, blocks = [code // np.uint64(REGION)], [code // np.uint64(BLOCK)]
-    for r in runs:
-        regions.append(_touched(r, REGION))
-        if r.leaf_size == PAGE:
-            blocks.append(_touched(r, BLOCK))
-    return 1 + sum(len(np.unique(np.concatenate(parts))) for parts in (regions, blocks))
-
-
-def _touched(runs: Runs, unit: int) -> Column:
-    """Numbers of the ``unit``-sized pieces of nested space that the runs lie in."""
-    first = runs.nested_ipa // np.uint64(unit)
-    last = (runs.nested_ipa + runs.bytes - np.uint64(1)) // np.uint64(unit)
-    pieces = (last - first).astype(np.int64) + 1
-    before = np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return np.repeat(first, pieces) + (np.arange(len(before)) - before).astype(np.uint64)
-
-
-def _laid_out(drawn: list[list[Runs]]) -> _Machine:
-    """Place tables, then the data of each leaf size, MMU after MMU, in canonical memory."""
-    roots = []
-    tables = 0
-    for runs in drawn:
-        roots.append(TABLE_POOL + tables * PAGE)
-        tables += _tables(runs)
-    at = LOWEST_DATA + tables * PAGE
-    areas: dict[int, tuple[int, int]] = {}
-    placed: list[list[Runs]] = [[] for _ in drawn]
-    for leaf_size in (PAGE, BLOCK):
-        at += -at % BLOCK
-        first = at
-        for k, runs in enumerate(drawn):
-            for r in runs:
-                if r.leaf_size == leaf_size:
-                    canonical_ipa = r.canonical_ipa + np.uint64(at)
-                    placed[k].append(Runs(leaf_size, r.nested_ipa, canonical_ipa, r.count))
-                    at = int((canonical_ipa + r.bytes).max())
-        if at > first:
-            areas[leaf_size] = (first, at)
-    return _Machine(placed, roots, areas)
-
-
-def _fill(table: EventTable, machine: _Machine) -> None:
-    """The host writes the data, L1 maps it, L2 touches all of it once, MMU after MMU."""
-    for leaf_size, (first, stop) in machine.areas.items():
-        if leaf_size == BLOCK:
-            table.append(schema.HUGEPAGE, first, stop - first)
-        table.append(schema.HOST_WRITE, first, stop - first)
-    table.append(schema.MARK, 0)
-    bits = attributes("rw")
-    for k, runs in enumerate(machine.runs):
-        table.append(schema.SET_STAGE2, 0, k + 1, schema.DEFAULT_VTCR)
-        table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, PAGE, 3, attributes("rx"))
-        for r in runs:
-            level = LEVEL[r.leaf_size]
-            table.extend(schema.MAP_GUEST, a=r.nested_ipa, b=r.canonical_ipa, c=r.bytes, d=level, e=bits)
-        for r in runs:
-            _touch(table, r, np.ones(len(r.count), np.bool_))
-
-
-def _touch(table: EventTable, runs: Runs, chosen: npt.NDArray[np.bool_]) -> None:
-    """L2 writes every leaf of the chosen runs."""
-    if chosen.any():
-        table.extend(
-            schema.TOUCH,
-            a=runs.nested_ipa[chosen],
-            b=runs.leaf_size,
-            c=runs.count[chosen],
-            d=schema.WRITE,
-            e=CODE_NESTED,
-        )
-
-
-def _notify(
-    table: EventTable, random: np.random.Generator, machine: _Machine, notifier_bytes: int, end: int
-) -> None:
-    """The host drops a range that holds a randomly drawn mapped page, and writes it again."""
-    everything = [r for runs in machine.runs for r in runs]
-    weights = np.array([float(r.count.sum()) for r in everything])
-    runs = everything[int(random.choice(len(everything), p=weights / weights.sum()))]
-    leaf = int(random.integers(int(runs.count.sum())))
-    run = int(np.searchsorted(np.cumsum(runs.count), leaf, side="right"))
-    page = int(random.integers(int(runs.bytes[run]) // PAGE))
-    canonical_ipa = int(runs.canonical_ipa[run]) + page * PAGE
-    canonical_ipa -= canonical_ipa % notifier_bytes
-    lowest = min(first for first, _ in machine.areas.values())
-    canonical_ipa = max(lowest, min(canonical_ipa, end - notifier_bytes))
-    size = min(notifier_bytes, end - canonical_ipa)
-    table.append(schema.DONTNEED, canonical_ipa, size)
-    table.append(schema.HOST_WRITE, canonical_ipa, size)
-
-
-def _refault(table: EventTable, random: np.random.Generator, machine: _Machine, fraction: float) -> None:
-    """L2 runs again in every MMU and touches a fraction of its runs."""
-    if not fraction:
-        return
-    for k, runs in enumerate(machine.runs):
-        table.append(schema.SET_STAGE2, machine.roots[k], k + 1, schema.DEFAULT_VTCR)
-        for r in runs:
-            _touch(table, r, random.random(len(r.count)) < fraction)
+    def _move(self) -> None:
+        """L1 swaps the canonical pages of two leaves of the same size in one MMU."""
+        k = int(self.random.integers(len(self.population.runs)))
+        runs = self.population.runs[k][0]
+        size, level = runs.leaf_size, LEVEL[runs.leaf_size]
+        ends = np.cumsum(runs.count)
+        places = []
+        for leaf in self.random.integers(int(ends[-1]), size=2).tolist():
+            run = int(np.searchsorted(ends, leaf, side="right"))
+            offset = (leaf - int(ends[run] - runs.count[run])) * size
+            nested_ipa = int(runs.nested_ipa[run]) + offset
+            now = self.population.moved.get((k, nested_ipa), int(runs.canonical_ipa[run]) + offset)
+            places.append((nested_ipa, now))
+        if places[0][0] == places[1][0]:
+            return
+        enter(self.table, self.population, k)
+        for nested_ipa, _ in places:
+            self.table.append(schema.UNMAP_GUEST, nested_ipa, size, level)
+            self.table.append(schema.TLBI, IPAS2E1IS, nested_ipa >> 12 | level_hint(level))
+        for (nested_ipa, _), (_, canonical_ipa) in zip(places, reversed(places), strict=True):
+            self.table.append(schema.MAP_GUEST, nested_ipa, canonical_ipa, size, level, attributes("rw"))
+            self.population.moved[k, nested_ipa] = canonical_ipa
+        for nested_ipa, _ in places:
+            self.table.append(schema.TOUCH, nested_ipa, size, 1, schema.WRITE, CODE_NESTED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Final
@@ -21,6 +21,7 @@ from shadowmmu.errors import InputError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import Scenario
 from shadowmmu.events.storm import storm
+from shadowmmu.events.workloads import read_workload
 from shadowmmu.formats.answer import Answer
 from shadowmmu.formats.runs import KernelRun, bundled_run, bundled_runs
 from shadowmmu.lab.agreement import compare_with_kernel
@@ -112,8 +113,26 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 
+def workload_jobs(options: CompareOptions) -> Iterator[Job]:
+    """The named workloads asked for. Raises InputError."""
+    if options.scenarios or options.runs or options.only:
+        raise InputError("read workloads beside other runs, expected one kind")
+    if options.leaves is not None or options.notifiers is not None:
+        raise InputError("read leaves or notifiers beside a workload, expected NAME:leaves=...,notifiers=...")
+    bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
+    seed = DEFAULT_SEED if options.seed is None else options.seed
+    for text in options.workloads:
+        workload, values = read_workload(text)
+        machine = Machine(ipa_limit_bits=bits, frames=STORM_FRAMES)
+        scenario = replace(workload.scenario(values, seed), name=text)
+        yield Job(scenario, "storm", machine, options.judge or "notifiers")
+
+
 def jobs(options: CompareOptions) -> Iterator[Job]:
     """Everything ``options`` asks for, in the order of the report."""
+    if options.workloads:
+        yield from workload_jobs(options)
+        return
     if options.scenarios:
         yield from scenario_jobs(options, list(options.scenarios))
         return
@@ -137,14 +156,17 @@ def run_job(job: Job, design: str, answer: Answer | None) -> DesignResult:
 def conditions(options: CompareOptions) -> dict[str, str]:
     """Under what the numbers of a comparison hold."""
     costs = load_cost_model()
+    storms = (
+        f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
+        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of 4K, all touched again after each"
+    )
     return {
         "shadowmmu": shadowmmu.__version__,
         "kernels": "interpreted" if INTERPRETED else f"compiled by numba {numba.__version__}",
         "numpy": np.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {platform.system()}",
-        "storm": f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
-        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of 4K, all touched again after each",
+        "workload": "; ".join(options.workloads) or f"storm: {storms}",
         "seed": str(DEFAULT_SEED if options.seed is None else options.seed),
         "modelled time": f"{costs.name}, {costs.unit}",
         "measured time": "this machine, compiled loop from the first notifier to the end, once",

@@ -34,8 +34,9 @@ class ScenarioSource:
 class CompareOptions:
     """What ``compare`` was asked. None and empty mean: what the run or the lab takes by itself.
 
-    ``scenarios`` are the user's own; ``runs`` are names of bundled kernel runs; with neither, all bundled
-    runs and the default storms. ``progress`` gets a line now and then, for a person who waits.
+    ``scenarios`` are the user's own; ``runs`` are names of bundled kernel runs; ``workloads`` are written
+    ``NAME:key=value,...``; with none of them, all bundled runs and the default storms. ``progress`` gets a
+    line now and then, for a person who waits.
     """
 
     scenarios: tuple[ScenarioSource, ...] = ()
@@ -45,6 +46,7 @@ class CompareOptions:
     seed: int | None = None
     leaves: int | None = None
     notifiers: int | None = None
+    workloads: tuple[str, ...] = ()
     judge: Judge | None = None
     only: Literal["kernel", "storm"] | None = None
     progress: Callable[[str], None] = field(default=_silent, compare=False, repr=False)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -28,7 +29,7 @@ _SAFE: Final = "#010205"
 _REFUTED: Final = "#010206"
 _NAMES: Final = {_INK: "--ink", _FAINT: "--rule", _SAFE: "--safe", _REFUTED: "--refuted"}
 
-_SETTINGS: Final[dict[str, Any]] = {
+SETTINGS: Final[dict[str, Any]] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -91,7 +92,7 @@ def plots(groups: Sequence[Group]) -> list[Plot]:
 def draw(metric: Metric, groups: Sequence[Group], linear: bool = False) -> str:
     """One metric as SVG: a panel for each group, a row for each design, the exact value beside its mark."""
     rows = max(len(group.results) for group in groups)
-    settings: Any = {**_SETTINGS, "svg.hashsalt": metric.key}
+    settings: Any = {**SETTINGS, "svg.hashsalt": metric.key}
     with mpl.rc_context(settings):
         figure = Figure(figsize=(9.4, _ROW_INCHES * rows + 0.95), layout="constrained")
         panels = figure.subplots(1, len(groups), sharex=True, sharey=True, squeeze=False)[0]
@@ -101,7 +102,7 @@ def draw(metric: Metric, groups: Sequence[Group], linear: bool = False) -> str:
         panels[0].invert_yaxis()
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_the_page(out.getvalue(), metric.key)
+    return for_the_page(out.getvalue(), BY_KEY[metric.key].label)
 
 
 def _panel(axes: Axes, metric: Metric, group: Group) -> None:
@@ -174,14 +175,13 @@ def _short(title: str) -> str:
     return title.split(",")[0]
 
 
-def _for_the_page(svg: str, key: str) -> str:
+def for_the_page(svg: str, label: str) -> str:
     """Only the ``<svg>`` element, scaling with the page, in the page's font and colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(
-        r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{BY_KEY[key].label}"', svg, count=1
-    )
+    named = f' role="img" aria-label="{escape(label)}"'
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', lambda found: found[1] + named, svg, count=1)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for colour, name in _NAMES.items():
         svg = svg.replace(colour, f"var({name}, #000)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 from shadowmmu.errors import InputError
@@ -32,17 +32,29 @@ class CostModel:
 
     def modelled_ns(self, counters: Mapping[str, int]) -> float:
         """What unmapping shadows, and refaulting what notifiers took, costs: counters by public name."""
-        invalidations = counters["tlbi_range_shadow"] + counters["tlbi_vmid_shadow"]
-        beyond_chunks = max(0, invalidations - counters["chunks_shadow"])
-        work = {
-            "chunk": counters["chunks_shadow"],
-            "leaf": counters["leaves_removed"],
-            "refault": counters["refaults_caused"],
-            "flush": beyond_chunks,
-            "node": counters["nodes_visited"],
-            "scan": counters["descriptors_scanned"],
-        }
-        return sum(self.prices[name].ns * amount for name, amount in work.items())
+        return self.price_of(work_of(counters))
+
+    def price_of(self, work: Mapping[str, int]) -> float:
+        """The price of so many units of work, by the names of ``PRICES``."""
+        return sum(self.prices[name].ns * work[name] for name in PRICES)
+
+    def scaled(self, name: str, factor: float) -> CostModel:
+        """The same model with one price ``factor`` times as high."""
+        price = replace(self.prices[name], ns=self.prices[name].ns * factor)
+        return replace(self, prices={**self.prices, name: price})
+
+
+def work_of(counters: Mapping[str, int]) -> dict[str, int]:
+    """The units of work that are priced, from counters by public name."""
+    invalidations = counters["tlbi_range_shadow"] + counters["tlbi_vmid_shadow"]
+    return {
+        "chunk": counters["chunks_shadow"],
+        "leaf": counters["leaves_removed"],
+        "refault": counters["refaults_caused"],
+        "flush": max(0, invalidations - counters["chunks_shadow"]),
+        "node": counters["nodes_visited"],
+        "scan": counters["descriptors_scanned"],
+    }
 
 
 def load_cost_model(name: str = DEFAULT) -> CostModel:

@@ -55,6 +55,8 @@ _KERNEL_ROOMS = (
     "engine",
     "verify",
 )
+_NO_KERNELS = "verify/review"
+"""A package in one of them that has none."""
 _FINISHED = ".compiled"
 _KEPT = 4
 """Cache folders of other versions that are left alone, so that two checkouts do not fight."""
@@ -62,7 +64,7 @@ _KEPT = 4
 
 def _kernel_sources() -> list[Path]:
     rooms = (path for room in _KERNEL_ROOMS for path in sorted((_PACKAGE / room).rglob("*.py")))
-    return [Path(__file__), *rooms]
+    return [Path(__file__), *(path for path in rooms if _PACKAGE / _NO_KERNELS not in path.parents)]
 
 
 def kernel_fingerprint() -> str:
@@ -120,6 +122,10 @@ if INTERPRETED:
         return function
 
     inline = kernel
+
+    def compile_alone(function: Callable[..., Any], signature: Any, content: str) -> Any:
+        """Nothing is ever compiled in this mode."""
+        raise NotImplementedError
 
     def compilation_pending() -> bool:
         """Nothing is ever compiled in this mode."""
@@ -224,6 +230,20 @@ else:
     def inline(function: Function) -> Function:
         """Mark a building block: compiled and folded into each caller."""
         return _compile(function, forceinline=True)
+
+    def compile_alone(function: Callable[..., Any], signature: Any, content: str) -> Any:
+        """A kernel compiled for ``signature`` alone, to be called by its ``address``.
+
+        It is kept on disk in a folder of its own, named by ``content``, the hash of its file. Raises
+        Numba's errors.
+        """
+        before = _settings.CACHE_DIR
+        _settings.CACHE_DIR = str(_FOLDER / f"own-{content}")
+        try:
+            plain: Any = getattr(function, "py_func", function)
+            return numba.cfunc(signature, **_OPTIONS)(plain)
+        finally:
+            _settings.CACHE_DIR = before
 
     def compilation_pending() -> bool:
         """Whether no earlier process has finished a run with these kernels."""

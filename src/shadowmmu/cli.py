@@ -20,6 +20,7 @@ from shadowmmu import __version__
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
 from shadowmmu.replay_cli import replay
+from shadowmmu.review_cli import review
 from shadowmmu.rig_cli import conform, rig
 
 if TYPE_CHECKING:
@@ -351,6 +352,7 @@ def check_design(name: str, as_json: bool) -> int:
 
 cli.add_command(oracle)
 cli.add_command(replay)
+cli.add_command(review)
 cli.add_command(conform)
 cli.add_command(rig)
 

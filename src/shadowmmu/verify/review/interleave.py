@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from functools import lru_cache
 from itertools import product
 from os import environ
 from types import ModuleType
@@ -21,7 +20,7 @@ from typing import Any, Final
 from shadowmmu.compiled import U64
 from shadowmmu.designs.containers.pool import pool_check
 from shadowmmu.designs.interface import CAUSE_NOTIFIER, UNMAP
-from shadowmmu.designs.own_file import MODULES, named_design
+from shadowmmu.designs.own_file import named_design
 from shadowmmu.engine.executor import Executor
 from shadowmmu.errors import UndeterminedError
 from shadowmmu.kvm.shadows import update_shadows
@@ -237,14 +236,12 @@ def unguarded(design: str) -> dict[str, Any]:
     return {"calls": locks.calls, "unlocked": sorted(set(locks.unlocked))}
 
 
-@lru_cache(maxsize=8)
 def observed(designs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """What ``races`` and ``unguarded`` find for each design, by an interpreted process of its own.
 
-    Raises UndeterminedError when that process fails.
+    ``designs`` are names of the catalogue and files. Raises UndeterminedError when that process fails.
     """
-    given = [str(MODULES[name].__file__) if name in MODULES else name for name in designs]
-    command = [sys.executable, "-m", "shadowmmu.verify.review.interleave", *given]
+    command = [sys.executable, "-m", "shadowmmu.verify.review.interleave", *designs]
     ended = subprocess.run(
         command, env={**environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True, check=False
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from shadowmmu.compiled import U64
 from shadowmmu.designs.dispatch import design_forget, design_record
 from shadowmmu.designs.interface import CATALOGUE, CAUSE_INVALIDATED
+from shadowmmu.designs.own_file import MODULES
 from shadowmmu.errors import UndeterminedError
 from shadowmmu.machine.counters import TREE_LOCKS
 from shadowmmu.machine.state import State
@@ -14,7 +15,9 @@ from shadowmmu.verify.review.interleave import observed
 from shadowmmu.verify.review.result import NO_RECORD, Result, holds, not_applicable, refuted, undetermined
 from shadowmmu.verify.review.trial import DATA, NESTED, keeps_record, run, script
 
-WRITTEN = ("rmap", "side", "mmus")
+WRITTEN: Final = ("rmap", "side", "mmus")
+_SEEN: Final[dict[tuple[str, str], dict[str, dict[str, Any]]]] = {}
+"""By design, and the module that it is if it came from a file."""
 
 
 def two_insertions(design: str) -> Result:
@@ -87,4 +90,11 @@ def container_locks(design: str) -> Result:
 
 
 def _observed(design: str) -> dict[str, dict[str, Any]]:
-    return observed(tuple(CATALOGUE))[design]
+    """What the interpreted process saw of a design; it is asked once for all of them."""
+    own_file = MODULES[design].__name__ if design in MODULES else ""
+    if (design, own_file) not in _SEEN:
+        names = [name for name in CATALOGUE if name not in MODULES]
+        asked = [str(MODULES[design].__file__)] if own_file else names
+        for name, seen in observed(tuple(asked)).items():
+            _SEEN[name, own_file] = seen
+    return _SEEN[design, own_file]

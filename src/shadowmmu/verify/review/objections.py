@@ -107,7 +107,7 @@ OBJECTIONS: Final = (
     ),
     Objection(
         8,
-        "insertion of a key that is there",
+        "a key that is there already",
         "the newest owner of a canonical page is found",
         f"{_RFC} 8",
         SAFETY,
@@ -373,7 +373,7 @@ OBJECTIONS: Final = (
     ),
     Objection(
         45,
-        "L1's leaf larger than the host's",
+        "L1's leaf is the larger one",
         "one TLBI takes every shadow piece of a 1G leaf",
         _READING,
         SAFETY,

@@ -58,6 +58,8 @@ _KERNEL_ROOMS = (
 _NO_KERNELS = "verify/review"
 """A package in one of them that has none."""
 _FINISHED = ".compiled"
+KEPT_NAME = "design_of_a_user.py"
+"""How the kept copy of a user's design is called."""
 _KEPT = 4
 """Cache folders of other versions that are left alone, so that two checkouts do not fight."""
 
@@ -123,7 +125,11 @@ if INTERPRETED:
 
     inline = kernel
 
-    def compile_alone(function: Callable[..., Any], signature: Any, content: str) -> Any:
+    def kept_copy(path: Path, text: str) -> Path:
+        """Interpreted, a file is read where it stands."""
+        return path
+
+    def compile_alone(function: Callable[..., Any], signature: Any) -> Any:
         """Nothing is ever compiled in this mode."""
         raise NotImplementedError
 
@@ -231,14 +237,25 @@ else:
         """Mark a building block: compiled and folded into each caller."""
         return _compile(function, forceinline=True)
 
-    def compile_alone(function: Callable[..., Any], signature: Any, content: str) -> Any:
-        """A kernel compiled for ``signature`` alone, to be called by its ``address``.
+    def kept_copy(path: Path, text: str) -> Path:
+        """A copy of a user's file beside the kernels, in a folder named by its content.
 
-        It is kept on disk in a folder of its own, named by ``content``, the hash of its file. Raises
-        Numba's errors.
+        What is compiled from it is found again wherever the same text lies and whenever it was written.
+        Raises OSError.
         """
+        folder = _FOLDER / f"own-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        copy = folder / KEPT_NAME
+        if not copy.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
+                file.write(text)
+            Path(file.name).replace(copy)
+        return copy
+
+    def compile_alone(function: Callable[..., Any], signature: Any) -> Any:
+        """A kernel compiled for ``signature``, to be called by its ``address``. Raises Numba's errors."""
         before = _settings.CACHE_DIR
-        _settings.CACHE_DIR = str(_FOLDER / f"own-{content}")
+        _settings.CACHE_DIR = str(_FOLDER)
         try:
             plain: Any = getattr(function, "py_func", function)
             return numba.cfunc(signature, **_OPTIONS)(plain)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from shadowmmu.compiled import INTERPRETED, compile_alone
+from shadowmmu.compiled import INTERPRETED, KEPT_NAME, compile_alone, kept_copy
 from shadowmmu.designs import own
 from shadowmmu.designs.interface import CATALOGUE, OWN, Design
 from shadowmmu.designs.own import CALLS, TABLES, WANTS_OUTPUTS, Call
@@ -137,11 +137,9 @@ def _check_function(path: Path, node: ast.FunctionDef, call: Call) -> None:
         )
 
 
-def _line_in(path: Path, error: BaseException) -> int:
-    """The last line of ``path`` on the way to an exception."""
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)
-    ]
+def _line_in(files: tuple[str, ...], error: BaseException) -> int:
+    """The last line of one of ``files`` on the way to an exception."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     return (lines[-1] if lines else None) or 1
 
 
@@ -151,12 +149,16 @@ def _executed(path: Path, text: str) -> ModuleType:
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    copy = path
     try:
-        exec(compile(text, str(path), "exec"), module.__dict__)
+        copy = kept_copy(path, text)
+        exec(compile(text, str(copy), "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         read = f"{type(error).__name__}: {error}"
-        raise _problem(path, _line_in(path, error), read, "a module that can be imported") from None
+        raise _problem(
+            path, _line_in((str(path), str(copy)), error), read, "a module that can be imported"
+        ) from None
     return module
 
 
@@ -196,10 +198,9 @@ def _table(path: Path, tree: ast.Module, module: ModuleType, outputs: bool) -> i
         TABLES[number] = (flags, *functions)
         return number
     made = []
-    content = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     for call, function in zip(CALLS, functions, strict=True):
         try:
-            made.append(compile_alone(function, own.signature_of(call), content))
+            made.append(compile_alone(function, own.signature_of(call)))
         except Exception as error:
             line = _functions(tree)[call.name].lineno
             raise _not_compiled(path, line, call, error) from None
@@ -211,7 +212,7 @@ def _table(path: Path, tree: ast.Module, module: ModuleType, outputs: bool) -> i
 def _not_compiled(path: Path, line: int, call: Call, error: Exception) -> InputError:
     """What Numba could not compile, at the last line of the file that it names."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    places = re.findall(rf'{re.escape(path.name)}"?[ ,:(]+(?:line )?(\d+)', text)
+    places = re.findall(rf'{KEPT_NAME}"?[ ,:(]+(?:line )?(\d+)', text)
     told = [part.strip() for part in text.splitlines() if part.strip()]
     said = next((part for part in told if not part.startswith("Failed in")), type(error).__name__)
     return _problem(

@@ -166,6 +166,9 @@ else:
         wanted = signature_of(CALLS[index])
 
         def typed(_context: Any, number: Any, *arguments: Any) -> Any:
+            if arguments[0] != STATE_TYPE:
+                raise numba.errors.TypingError("State has a table that TWO_DIMENSIONS does not name")
+
             def code(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
                 kinds = [context.get_value_type(kind) for kind in wanted.args]
                 result = context.get_value_type(wanted.return_type)

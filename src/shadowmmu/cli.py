@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from shadowmmu.costs_cli import costs
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
 from shadowmmu.replay_cli import replay
+from shadowmmu.review_cli import review
 from shadowmmu.rig_cli import conform, rig
 from shadowmmu.sweep_cli import sweep
 from shadowmmu.workloads_cli import workloads
@@ -66,7 +68,7 @@ NUMBER: Final = Number()
 
 
 def design_list(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
-    """Names between commas."""
+    """Names between commas; a design may be a Python file."""
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
@@ -123,7 +125,7 @@ def cli(debug: bool) -> None:
 
 @cli.command()
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO ...]")
-@click.option("--design", "designs", default="", callback=design_list, metavar="NAME[,NAME]")
+@click.option("--design", "designs", default="", callback=design_list, metavar="NAME|FILE.py[,...]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write report.html here.")
 @click.option("--ipa-bits", type=NUMBER, help="IPA limit of the host, for scenarios and storms.")
@@ -210,7 +212,7 @@ def save_witness(witnesses: Any) -> None:
 
 @cli.command()
 @click.argument("scenario")
-@click.option("--design", default="sweep", show_default=True, metavar="NAME")
+@click.option("--design", default="sweep", show_default=True, metavar="NAME|FILE.py")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
 @click.option(
     "--events/--no-events",
@@ -251,7 +253,7 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
 @click.argument("translated", metavar="ADDRESS", type=NUMBER)
 @click.option("--mmu", type=NUMBER, help="Which shadow: N of nested_mmuN. The first in use by default.")
 @click.option("--at", metavar="LABEL|LINE", help="Stop after this dump, mark or line; at the end by default.")
-@click.option("--design", default="sweep", show_default=True, metavar="NAME")
+@click.option("--design", default="sweep", show_default=True, metavar="NAME|FILE.py")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
 @click.option("--context", "as_context", is_flag=True, help="SOURCE holds registers and memory.")
 @click.option("--operation", metavar="NAME", help="With --context: 'AT S12E1R', 'load at EL0', ...")
@@ -315,9 +317,17 @@ def show_transcript(transcript: Transcript, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def designs(as_json: bool) -> None:
-    """List the designs: name, origin, idea."""
+@click.option("--template", is_flag=True, help="Print a design to start from, a Python file.")
+@click.option("--check", "checked", metavar="NAME|FILE.py", help="Put a design through the conformance kit.")
+def designs(as_json: bool, template: bool, checked: str | None) -> None:
+    """List the designs: name, origin, idea; or help with one of your own (docs/your-own-design.md)."""
     from shadowmmu.designs.interface import CATALOGUE
+
+    if template:
+        click.echo(files("shadowmmu.designs").joinpath("template.py").read_text(encoding="utf-8"), nl=False)
+        return
+    if checked is not None:
+        sys.exit(check_design(checked, as_json))
 
     if as_json:
         rows = [
@@ -331,8 +341,24 @@ def designs(as_json: bool) -> None:
         click.echo(f"{design.name:14} {design.origin}{control}\n{'':14} {design.idea}")
 
 
+def check_design(name: str, as_json: bool) -> int:
+    """Print which cases of the conformance kit a design holds in; 2 with its witness where one refutes it."""
+    from shadowmmu.verify.conformance import run_conformance
+
+    report = run_conformance(name)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        click.echo("\n".join(report.lines()))
+    refuted = [result for result in report.results if not result.holds]
+    if refuted:
+        save_witness([f"{report.design}", *r.lines(), "", r.case.script] for r in refuted)
+    return REFUTED if refuted else HOLDS
+
+
 cli.add_command(oracle)
 cli.add_command(replay)
+cli.add_command(review)
 cli.add_command(conform)
 cli.add_command(rig)
 cli.add_command(workloads)

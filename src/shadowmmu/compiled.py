@@ -55,14 +55,18 @@ _KERNEL_ROOMS = (
     "engine",
     "verify",
 )
+_NO_KERNELS = "verify/review"
+"""A package in one of them that has none."""
 _FINISHED = ".compiled"
+KEPT_NAME = "design_of_a_user.py"
+"""How the kept copy of a user's design is called."""
 _KEPT = 4
 """Cache folders of other versions that are left alone, so that two checkouts do not fight."""
 
 
 def _kernel_sources() -> list[Path]:
     rooms = (path for room in _KERNEL_ROOMS for path in sorted((_PACKAGE / room).rglob("*.py")))
-    return [Path(__file__), *rooms]
+    return [Path(__file__), *(path for path in rooms if _PACKAGE / _NO_KERNELS not in path.parents)]
 
 
 def kernel_fingerprint() -> str:
@@ -120,6 +124,14 @@ if INTERPRETED:
         return function
 
     inline = kernel
+
+    def kept_copy(path: Path, text: str) -> Path:
+        """Interpreted, a file is read where it stands."""
+        return path
+
+    def compile_alone(function: Callable[..., Any], signature: Any) -> Any:
+        """Nothing is ever compiled in this mode."""
+        raise NotImplementedError
 
     def compilation_pending() -> bool:
         """Nothing is ever compiled in this mode."""
@@ -224,6 +236,31 @@ else:
     def inline(function: Function) -> Function:
         """Mark a building block: compiled and folded into each caller."""
         return _compile(function, forceinline=True)
+
+    def kept_copy(path: Path, text: str) -> Path:
+        """A copy of a user's file beside the kernels, in a folder named by its content.
+
+        What is compiled from it is found again wherever the same text lies and whenever it was written.
+        Raises OSError.
+        """
+        folder = _FOLDER / f"own-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        copy = folder / KEPT_NAME
+        if not copy.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
+                file.write(text)
+            Path(file.name).replace(copy)
+        return copy
+
+    def compile_alone(function: Callable[..., Any], signature: Any) -> Any:
+        """A kernel compiled for ``signature``, to be called by its ``address``. Raises Numba's errors."""
+        before = _settings.CACHE_DIR
+        _settings.CACHE_DIR = str(_FOLDER)
+        try:
+            plain: Any = getattr(function, "py_func", function)
+            return numba.cfunc(signature, **_OPTIONS)(plain)
+        finally:
+            _settings.CACHE_DIR = before
 
     def compilation_pending() -> bool:
         """Whether no earlier process has finished a run with these kernels."""

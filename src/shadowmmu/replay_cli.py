@@ -24,7 +24,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 
 @click.command("replay")
 @click.argument("trace")
-@click.option("--design", "designs", default="", callback=_names, metavar="NAME[,NAME]")
+@click.option("--design", "designs", default="", callback=_names, metavar="NAME|FILE.py[,...]")
 @click.option(
     "--tlbi",
     type=click.Choice(list(RULES)),

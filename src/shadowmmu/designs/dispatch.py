@@ -1,7 +1,7 @@
 """The one interface, by number: which design answers is an integer tested here and nowhere else.
 
 (An integer test in one compiled routine is found again in the disk cache; a function passed as an
-argument would not be.)
+argument would not be. A number from ``OWN`` up is a design of the user's own, ``designs.own``.)
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from shadowmmu.designs.actions import act_on_whole_mmu
 from shadowmmu.designs.containers.pool import pool_reset, pool_used
 from shadowmmu.designs.gfn_lists import gfn_apply, gfn_covers, gfn_record
 from shadowmmu.designs.interface import (
+    AGE,
     CAUSE_REPLACED,
     GFN_LISTS,
     LEAF_SCAN,
     MAPLE_2025,
+    OWN,
     PA_KEYED,
     PER_VM_TREE,
     PTE_CHAINS,
@@ -34,6 +36,19 @@ from shadowmmu.designs.maple_2025 import (
     maple_2025_init,
     maple_2025_record,
     maple_2025_recorded,
+)
+from shadowmmu.designs.own import (
+    own_age,
+    own_covers,
+    own_footprint,
+    own_forget,
+    own_forget_mmu,
+    own_init,
+    own_prepare,
+    own_protect,
+    own_record,
+    own_recorded,
+    own_unmap,
 )
 from shadowmmu.designs.pa_keyed import (
     pa_apply,
@@ -111,6 +126,8 @@ def design_init(s: State, design: int) -> None:
         pa_init(s)
     elif design == PER_VM_TREE:
         per_vm_init(s)
+    elif design >= OWN:
+        own_init(design, s)
     else:
         pool_reset(s.rmap)
 
@@ -124,6 +141,8 @@ def design_prepare(s: State) -> bool:
     design = I64(s.regs[R_DESIGN])
     if design == MAPLE_2025 or design == GFN_LISTS or design == PTE_CHAINS or design == PA_KEYED:
         return not allocation_fails(s, GFP_KERNEL)
+    if design >= OWN:
+        return bool(own_prepare(design, s))
     return True
 
 
@@ -149,6 +168,8 @@ def design_record(
         pa_record(s, mmu, nested_ipa, size, level, word)
     elif design == PER_VM_TREE:
         per_vm_record(s, mmu, canonical_ipa, nested_ipa, size)
+    elif design >= OWN:
+        own_record(design, s, mmu, canonical_ipa, nested_ipa, size, level, word)
 
 
 @kernel
@@ -179,6 +200,8 @@ def design_forget(s: State, mmu: int, start: Word, end: Word, cause: int) -> Non
         spanning_forget(s, mmu, start, end)
     elif design == PER_VM_TREE and cause != CAUSE_REPLACED:
         per_vm_forget(s, mmu, start, end, False)
+    elif design >= OWN:
+        own_forget(design, s, mmu, start, end, cause)
 
 
 @kernel
@@ -196,6 +219,8 @@ def design_forget_mmu(s: State, mmu: int) -> None:
         per_vm_forget(s, mmu, ZERO, input_size(s, mmu), True)
     elif design == MAPLE_2025:
         maple_2025_forget_mmu(s, mmu)
+    elif design >= OWN:
+        own_forget_mmu(design, s, mmu)
 
 
 @inline
@@ -233,6 +258,12 @@ def design_apply(s: State, start: Word, end: Word, may_block: bool, cause: int, 
         return leaf_scan_apply(s, may_block, action)
     if design == SWEEP_VMALLS12:
         return sweep_vmalls12_apply(s, may_block, action)
+    if design >= OWN:
+        if action == UNMAP:
+            return I64(own_unmap(design, s, start, end, may_block, cause))
+        if action == AGE:
+            return I64(own_age(design, s, start, end, may_block))
+        return I64(own_protect(design, s, start, end, may_block))
     return sweep_apply(s, may_block, action)
 
 
@@ -258,6 +289,8 @@ def design_covers(
         return pa_covers(s, mmu, nested_ipa, size, level, word)
     if design == PER_VM_TREE:
         return per_vm_covers(s, mmu, canonical_ipa, nested_ipa, size)
+    if design >= OWN:
+        return bool(own_covers(design, s, mmu, canonical_ipa, nested_ipa, size, level, word))
     return True
 
 
@@ -277,6 +310,8 @@ def design_recorded(s: State) -> int:
         return pa_recorded(s)
     if design == PER_VM_TREE:
         return per_vm_recorded(s)
+    if design >= OWN:
+        return I64(own_recorded(design, s))
     return 0
 
 
@@ -286,6 +321,8 @@ def design_bytes(s: State) -> int:
     design = I64(s.regs[R_DESIGN])
     if design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
         return reverse_bytes(s)
+    if design >= OWN:
+        return I64(own_footprint(design, s))
     return I64(pool_used(s.rmap))
 
 

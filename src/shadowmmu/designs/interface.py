@@ -33,6 +33,8 @@ PA_KEYED: Final = 8
 PER_VM_TREE: Final = 9
 LEAF_SCAN: Final = 10
 SWEEP_VMALLS12: Final = 11
+OWN: Final = 4096
+"""Numbers from here up are designs that users bring (``designs.own``)."""
 
 UNMAP: Final = 0
 AGE: Final = 1

@@ -12,7 +12,8 @@ from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline
 from shadowmmu.designs.containers.pool import SCRATCH, SCRATCH_WORDS
-from shadowmmu.designs.interface import LEAF_SCAN, PA_KEYED
+from shadowmmu.designs.interface import LEAF_SCAN, OWN, PA_KEYED
+from shadowmmu.designs.own import WANTS_OUTPUTS, own_flags
 from shadowmmu.machine.state import R_DESIGN, State
 
 MOST_RUNS: Final = (SCRATCH_WORDS - 1) // 2
@@ -26,6 +27,8 @@ TWO: Final = U64(2)
 def wants_outputs(s: State) -> bool:
     """Whether the design must be told output addresses before it is asked."""
     design = I64(s.regs[R_DESIGN])
+    if design >= OWN:
+        return I64(own_flags(design)) & WANTS_OUTPUTS != 0
     return design == PA_KEYED or design == LEAF_SCAN
 
 

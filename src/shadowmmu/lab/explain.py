@@ -14,7 +14,7 @@ from shadowmmu.arch.regime import OA48, Regime, level_shift, root_base, stage2_r
 from shadowmmu.arch.registers import VTCR_EL2, VTTBR_EL2
 from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF, STAGE2_TABLE, TABLE, VALID
 from shadowmmu.compiled import U64
-from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.designs.own_file import named_design
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.setup import Machine
 from shadowmmu.errors import InputError
@@ -169,8 +169,7 @@ def walk_report(
 
     Raises InputError for an unknown design, label or MMU, or an address beyond the shadow's input size.
     """
-    if design not in CATALOGUE:
-        raise InputError(f"read design '{design}', expected one of {', '.join(CATALOGUE)}")
+    design = named_design(design)
     if not 0 <= nested_ipa < 1 << ipa_limit_bits:
         raise InputError(f"read nested IPA {nested_ipa:#x}, expected less than 2^{ipa_limit_bits}")
     scenario = parse_scenario(source.text, source.name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.designs.own_file import named_design
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.observe import Observed, read_log
 from shadowmmu.engine.setup import Machine
-from shadowmmu.errors import InputError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import DUMP
 from shadowmmu.lab.agreement import dump_lines
@@ -31,8 +30,7 @@ def execute(
     source: ScenarioSource, design: str, ipa_limit_bits: int, judge_mode: str, log: bool
 ) -> tuple[Executor, Judge]:
     """Run a scenario to its end, judged. Raises InputError for an unknown design or a bad script."""
-    if design not in CATALOGUE:
-        raise InputError(f"read design '{design}', expected one of {', '.join(CATALOGUE)}")
+    design = named_design(design)
     scenario = parse_scenario(source.text, source.name)
     executor = Executor(scenario, design, Machine(ipa_limit_bits=ipa_limit_bits, logged=log))
     judge = Judge()
@@ -80,7 +78,7 @@ def run_scenario(
     lines += ["", "counters"]
     lines += [f"  {name:24} {value:>16,}" for name, value in counts.items()]
     data: dict[str, Any] = {
-        "design": design,
+        "design": executor.design,
         "ipa_limit_bits": ipa_limit_bits,
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
@@ -89,5 +87,5 @@ def run_scenario(
         data["events"] = [
             {"event": row.event, "name": row.name, **row.fields} for row in read_log(executor.state)
         ]
-    title = f"{source.name} under {design}, {ipa_limit_bits}-bit IPA limit"
+    title = f"{source.name} under {executor.design}, {ipa_limit_bits}-bit IPA limit"
     return Transcript(title=title, lines=lines, data=data, verdict=result.verdict)

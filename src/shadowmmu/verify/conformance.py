@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from shadowmmu.compiled import U64
-from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.designs.list_checks import check_gfn_lists, check_pa_keyed, check_pte_chains
+from shadowmmu.designs.own_file import MODULES, named_design
 from shadowmmu.designs.reverse_table_check import check_reverse_table
 from shadowmmu.designs.spanning_check import check_spanning
 from shadowmmu.designs.tree_checks import check_maple_2025, check_per_vm_tree
@@ -44,6 +44,13 @@ OWN_CHECKS: Final[dict[str, Callable[[State], object]]] = {
     "per_vm_tree": check_per_vm_tree,
 }
 """``check()`` of the designs that have one: every invariant of the record itself, after every event."""
+
+
+def check_of(design: str) -> Callable[[State], object] | None:
+    """The design's ``check()``, its file's if it came from one; None if it has none."""
+    if design in MODULES:
+        return getattr(MODULES[design], "check", None)
+    return OWN_CHECKS.get(design)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,20 @@ class ConformanceReport:
                 return result
         raise KeyError(name)
 
+    def to_json(self) -> dict[str, object]:
+        """The whole report as plain values."""
+        cases = [
+            {
+                "case": result.case.name,
+                "holds": result.holds,
+                "rule": result.rule,
+                "witness": [] if result.holds else result.lines(),
+                "over_unmapped_bytes": result.over_unmapped_bytes,
+            }
+            for result in self.results
+        ]
+        return {"design": self.design, "holds": self.holds, "cases": cases}
+
     def lines(self) -> list[str]:
         """The whole report as text."""
         broken = len(self.refuted_by)
@@ -127,7 +148,7 @@ def run_case(design: str, case: Case, judge: Judge | None = None) -> CaseResult:
     executor = Executor(scenario, design, machine)
     executor.state.regs[R_FAIL_ALLOCATION] = U64(case.fail_allocation)
     judge = judge if judge is not None else Judge()
-    own_check = OWN_CHECKS.get(design)
+    own_check = check_of(design)
     broken: list[str] = []
 
     def after_event(running: Executor) -> None:
@@ -156,11 +177,10 @@ def run_case(design: str, case: Case, judge: Judge | None = None) -> CaseResult:
 
 
 def run_conformance(design: str, cases: Iterable[Case] | None = None) -> ConformanceReport:
-    """Put ``design`` (a name of the catalogue) through the kit, or through the cases given.
+    """Put ``design`` (a name of the catalogue, or a Python file) through the kit, or the cases given.
 
-    Raises KeyError for a design that is not in the catalogue.
+    Raises InputError for a design that is not in the catalogue, or a file that is none.
     """
-    if design not in CATALOGUE:
-        raise KeyError(design)
+    design = named_design(design)
     chosen = conformance_cases() if cases is None else cases
     return ConformanceReport(design, [run_case(design, case) for case in chosen])

@@ -157,7 +157,7 @@ def leaf_place(s: State, r: Regime, canonical_ipa: Word) -> Word:
     return child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
 
 
-@kernel
+@inline
 def leaf_link(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> None:
     """Name ``descriptor`` under a page, making and promoting leaves as needed. O(levels), amortised."""
     parent = make_node(s, r, canonical_ipa, LEAF_LEVEL - 1)

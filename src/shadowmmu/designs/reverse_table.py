@@ -282,7 +282,7 @@ def flush_pending(s: State) -> None:
         s.rmap[RT_FLUSH_END] = ZERO
 
 
-@kernel
+@inline
 def clear_descriptor(s: State, descriptor: Word) -> int:
     """An entry has gone: clear its shadow leaf, and gather the invalidation with its neighbours'; 1.
 
@@ -311,11 +311,8 @@ def clear_descriptor(s: State, descriptor: Word) -> int:
 
 
 @kernel
-def clear_slot(s: State, node: Word, slot: Word) -> int:
-    """Clear every shadow leaf the word at ``slot`` names, and empty it; how many went."""
-    named = s.rmap[slot]
-    s.rmap[slot] = ZERO
-    s.rmap[node + USED] -= ONE
+def clear_named(s: State, named: Word) -> int:
+    """Clear every shadow leaf that a record word names, and free its chain; how many went."""
     removed = 0
     while named & CHAIN != ZERO:
         s.count[NODES_VISITED] += 1
@@ -324,6 +321,15 @@ def clear_slot(s: State, node: Word, slot: Word) -> int:
     if named != ZERO:
         removed += clear_descriptor(s, named)
     return removed
+
+
+@inline
+def clear_slot(s: State, node: Word, slot: Word) -> int:
+    """Clear every shadow leaf the word at ``slot`` names, and empty it; how many went."""
+    named = s.rmap[slot]
+    s.rmap[slot] = ZERO
+    s.rmap[node + USED] -= ONE
+    return clear_named(s, named)
 
 
 @kernel
@@ -369,13 +375,21 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
     if is_small(child):
         return clear_items(s, child, first, last)
     removed = 0
+    gone = ZERO
     slot = child_slot(child, first)
     stop = child_slot(child, last)
     while slot <= stop:
-        s.count[NODES_VISITED] += 1
-        if s.rmap[slot] != ZERO:
-            removed += clear_slot(s, child, slot)
+        named = s.rmap[slot]
+        if named != ZERO:
+            s.rmap[slot] = ZERO
+            gone += ONE
+            if named & CHAIN != ZERO:
+                removed += clear_named(s, named)
+            else:
+                removed += clear_descriptor(s, named)
         slot += ONE
+    s.rmap[child + USED] -= gone
+    s.count[NODES_VISITED] += I64(last - first) + 1
     return removed
 
 

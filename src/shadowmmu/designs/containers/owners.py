@@ -42,6 +42,11 @@ def _key(key: int) -> Word:
     return U64(key)
 
 
+def _cursor(here: maple.MapleCursor) -> maple.MapleCursor:
+    """A cursor that came out of compiled code, fit to go in again: its words have become ints."""
+    return maple.MapleCursor(*map(U64, here))
+
+
 class MapleTree:
     """Ranges of 64-bit keys, both ends inclusive, mapped to values from 1 to 2**64 - 1.
 
@@ -116,12 +121,34 @@ class MapleTree:
     def __contains__(self, index: int) -> bool:
         return bool(maple.maple_load(self.pool.words, self.pool.count, self._tree, _key(index)))
 
+    def find_back(self, index: int, limit: int = 0) -> RangeEntry | None:
+        """Last entry that overlaps ``[limit, index]``. O(log n)."""
+        words, count = self.pool.words, self.pool.count
+        here = maple.maple_seek_back(words, count, self._tree, _key(index), _key(limit))
+        return RangeEntry(*map(int, here[:3])) if here.value else None
+
+    def entries(self, index: int = 0, limit: int = LAST_KEY) -> Iterator[RangeEntry]:
+        """Entries that overlap ``[index, limit]`` in key order; the tree may not change meanwhile.
+
+        O(log n) for each leaf passed; inside a leaf no node is entered again.
+        """
+        words, count, end = self.pool.words, self.pool.count, _key(limit)
+        here = maple.maple_seek(words, count, self._tree, _key(index), end)
+        while here.value:
+            yield RangeEntry(*map(int, here[:3]))
+            here = maple.maple_next(words, count, self._tree, _cursor(here), end)
+
+    def entries_back(self, index: int = LAST_KEY, limit: int = 0) -> Iterator[RangeEntry]:
+        """Entries that overlap ``[limit, index]``, greatest first; otherwise as ``entries``."""
+        words, count, end = self.pool.words, self.pool.count, _key(limit)
+        here = maple.maple_seek_back(words, count, self._tree, _key(index), end)
+        while here.value:
+            yield RangeEntry(*map(int, here[:3]))
+            here = maple.maple_prev(words, count, self._tree, _cursor(here), end)
+
     def __iter__(self) -> Iterator[RangeEntry]:
-        """Entries in key order, each found anew: the tree may change between two of them."""
-        entry = self.find(0)
-        while entry is not None:
-            yield entry
-            entry = self.find(entry.last + 1) if entry.last < LAST_KEY else None
+        """All entries in key order; the tree may not change meanwhile."""
+        return self.entries()
 
     def __len__(self) -> int:
         return int(maple.maple_entries(self.pool.words, self._tree))

@@ -20,7 +20,7 @@ from shadowmmu.designs.reverse_leaves import leaf_link, leaf_names, leaf_unlink
 from shadowmmu.designs.reverse_table import reverse_update
 from shadowmmu.designs.reverse_table_check import check_reverse_table
 from shadowmmu.machine.counters import NODES_VISITED
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import State, grow
 from shadowmmu.pgtable.context import CANONICAL, context_regime
 
 DESIGN = "reverse_table"
@@ -43,7 +43,10 @@ def act(s: State, kind: int, canonical_ipa: int, descriptor: int) -> bool:
 
 def machine() -> State:
     """An empty record with room for a test."""
-    return executor(DESIGN, script()).state
+    state = executor(DESIGN, script()).state
+    while len(state.rmap) < 1 << 19:
+        state = grow(state, "rmap")
+    return state
 
 
 def named(state: State) -> list[tuple[int, int]]:

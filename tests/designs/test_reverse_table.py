@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from design_lab import (
     BLOCK,
@@ -25,7 +26,8 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
-from shadowmmu.designs.reverse_table import M_BROKEN
+from shadowmmu.designs.reverse_leaves import DESCRIPTOR
+from shadowmmu.designs.reverse_table import M_BROKEN, side_word
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES
@@ -37,6 +39,9 @@ BLOCK_LEAF = f"map {NESTED:#x} {DATA:#x} 2M 2 rw\ntouch w {NESTED:#x}"
 PLACES = [NESTED + k * 0x20_5000 for k in range(5)]
 ALIASES = [f"map {ipa:#x} {DATA:#x} 4k 3 rw\ntouch w {ipa:#x}" for ipa in PLACES]
 
+FULL = f"map 0x90000000 {DATA + 0x10_0000:#x} 256k 3 rw\ntouch w 0x90000000 4096 64"
+"""So many pages of the 2M at DATA that their leaf is full size."""
+
 
 def check(made: Executor) -> None:
     """Its own check, and one entry a leaf."""
@@ -45,7 +50,7 @@ def check(made: Executor) -> None:
 
 
 def design_recorded_of(made: Executor) -> int:
-    return int(made.state.rmap[rn.RT_ENTRIES])
+    return int(made.state.rmap[rn.RT_ENTRIES] - made.state.rmap[rn.RT_STALE])
 
 
 def assert_nested(ranges: list[tuple[int, int]]) -> None:
@@ -78,26 +83,32 @@ def test_canonical_ranges_of_leaves_are_equal_disjoint_or_nested(seed: int) -> N
     every_event(DESIGN, random_script(seed, "thp", 40), look)
 
 
-def test_nodes_are_given_back_when_all_leaves_are_gone() -> None:
-    made = run(DESIGN, script(PAGES_16, *ALIASES, "dontneed 0x41000000 64k", "tlbi 5"))
+@pytest.mark.parametrize("before", [(), (FULL,)], ids=["small", "full"])
+def test_nodes_are_given_back_when_all_leaves_are_gone(before: tuple[str, ...]) -> None:
+    pages = recorded_leaves(run(DESIGN, script(PAGES_16)).state)
+    code = next(page.canonical_ipa for page in pages if not DATA <= page.canonical_ipa < DATA + BLOCK)
+    gone = (f"dontneed {DATA:#x} 2M", f"dontneed {code:#x} 4k")
+    made = run(DESIGN, script(*before, PAGES_16, *ALIASES, *gone))
     assert shadow_leaves(made.state) == []
     assert count(made, "nodes_allocated") - count(made, "nodes_freed") == 1  # the root
     check(made)
 
 
-def test_aliases_hang_in_one_chain_and_go_with_one_notifier() -> None:
-    made = executor(DESIGN, script(*ALIASES, f"dontneed {DATA:#x} 4k"))
+@pytest.mark.parametrize(("before", "chained"), [((), 0), ((FULL,), 5)], ids=["small", "full"])
+def test_aliases_hang_together_and_go_with_one_notifier(before: tuple[str, ...], chained: int) -> None:
+    made = executor(DESIGN, script(*before, *ALIASES, f"dontneed {DATA:#x} 4k"))
     made.run(last_event(made))
-    assert int(made.state.rmap[rn.RT_CHAINED]) == 5
+    assert int(made.state.rmap[rn.RT_CHAINED]) == chained
     check(made)
     assert cost(made, last_event(made), "leaves_removed", "over_unmapped_bytes") == [5, 0]
     check(made)
 
 
+@pytest.mark.parametrize("before", [(), (FULL,)], ids=["small", "full"])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)])
-def test_a_tlbi_takes_its_own_alias_off_the_chain(order: tuple[int, ...]) -> None:
+def test_a_tlbi_takes_its_own_alias_off(order: tuple[int, ...], before: tuple[str, ...]) -> None:
     gone = [f"tlbi 0 {7 << 44 | PLACES[k] >> 12:#x}" for k in order]
-    made = every_event(DESIGN, script(*ALIASES, *gone), check)
+    made = every_event(DESIGN, script(*before, *ALIASES, *gone), check)
     assert all(leaf_of(made, ipa) is None for ipa in PLACES)
 
 
@@ -178,14 +189,20 @@ def test_one_page_costs_a_node_a_level_whatever_else_is_mapped(pages: int) -> No
     assert design_recorded_of(made) == pages + 2
 
 
-def test_a_range_costs_the_path_to_it_once_and_its_words() -> None:
-    made = executor(DESIGN, script(PAGES_16, f"dontneed {DATA:#x} 2M"))
-    removed, visited = cost(made, last_event(made), "leaves_removed", "nodes_visited")
-    assert (removed, visited) == (16, LEVELS - 1 + BLOCK // PAGE)
+@pytest.mark.parametrize(
+    ("before", "removed", "words"), [((), 16, 32 // 8), ((FULL,), 16 + 64, BLOCK // PAGE)], ids=["small", "full"]
+)
+def test_a_range_costs_the_path_to_it_once_and_its_words(
+    before: tuple[str, ...], removed: int, words: int
+) -> None:
+    """Of a small leaf, which 17 pages made one of 32 words, a node each cache line."""
+    made = executor(DESIGN, script(*before, PAGES_16, f"dontneed {DATA:#x} 2M"))
+    assert cost(made, last_event(made), "leaves_removed", "nodes_visited") == [removed, LEVELS - 1 + words]
 
 
 def test_the_check_sees_what_it_looks_for() -> None:
-    made = run(DESIGN, script(*ALIASES, f"map {NESTED:#x} {DATA:#x} 16k 3 rw\ntouch w {NESTED:#x} 4096 4"))
+    pages = f"map {NESTED:#x} {DATA:#x} 16k 3 rw\ntouch w {NESTED:#x} 4096 4"
+    made = run(DESIGN, script(FULL, *ALIASES, pages))
     check(made)
     words, side = made.state.rmap, made.state.side
     entry = recorded_leaves(made.state)[-1]
@@ -228,12 +245,13 @@ def test_a_tlbi_over_a_lost_entry_harms_nothing_else(whole_node: bool) -> None:
     assert leaf is not None
     words = made.state.rmap
     if whole_node:
-        made.state.side[leaf.word] = U64(DATA + 64 * BLOCK + 1)  # where the radix has no node
+        made.state.side[leaf.word] = side_word(U64(DATA + 64 * BLOCK), 3, U64(2))  # where the radix has no node
     else:
-        words[next(int(i) for i in range(rn.RT_HEADER, len(words)) if int(words[i]) == leaf.word)] = 0
+        items = (int(i) for i in np.flatnonzero(words & DESCRIPTOR == U64(leaf.word)) if i >= rn.RT_HEADER)
+        words[next(items)] = 0
     made.run()
     assert shadow_leaves(made.state) == []
-    assert not made.state.side.any()
+    assert design_recorded_of(made) == 0
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ from shadowmmu.designs.reverse_table import (
     reverse_forget_mmu,
     reverse_record,
     reverse_recorded,
+    reverse_settle,
+    reverse_table_init,
     reverse_unmap,
     reverse_update,
 )
@@ -118,7 +120,9 @@ def design_init(s: State, design: int) -> None:
         spanning_init(s, True)
     elif design == SPANNING_V2:
         spanning_v2_init(s)
-    elif design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
+    elif design == REVERSE_TABLE:
+        reverse_table_init(s)
+    elif design == GFN_LISTS or design == PTE_CHAINS:
         reverse_init(s)
     elif design == MAPLE_2025:
         maple_2025_init(s)
@@ -230,6 +234,8 @@ def design_wipe(s: State, mmu: int) -> None:
         unmap_all(s, mmu, True)
     else:
         act_on_whole_mmu(s, mmu, True, UNMAP)
+        if I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
+            reverse_settle(s, mmu)
 
 
 @kernel

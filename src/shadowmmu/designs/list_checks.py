@@ -18,6 +18,7 @@ from shadowmmu.designs.radix_check import RadixWalk, check_accounts, walk_radix
 from shadowmmu.designs.reverse_table_check import (
     Recorded,
     ShadowLeaf,
+    check_inverse,
     check_named_leaves,
     shadow_leaves,
 )
@@ -92,6 +93,7 @@ def check_pte_chains(state: State) -> None:
         for head in walk.heads
         for word in _descriptors(state, walk, head.content)
     ]
+    check_inverse(state, entries, {entry.word: entry.canonical_ipa | int(pte.PRESENT) for entry in entries})
     check_named_leaves(state, entries, set(range(1, shadow_mmus(state) + 1)))
     check_accounts(state, walk, len(entries), int(pte.BLOCK_WORDS))
 

@@ -25,6 +25,8 @@ from shadowmmu.designs.containers.maple import (
     maple_entries,
     maple_erase,
     maple_find,
+    maple_next,
+    maple_seek,
     maple_store,
 )
 from shadowmmu.designs.containers.maple_node import ARANGE_SLOTS, END
@@ -92,10 +94,10 @@ def maple_2025_record(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word,
 def maple_2025_forget_mmu(s: State, mmu: int) -> None:
     """Free what the tree still names and empty it; v2 makes it ready for use again. O(entries)."""
     tree = s.mmus[mmu, M_TREE]
-    entry = maple_find(s.rmap, s.count, tree, ZERO, END)
+    entry = maple_seek(s.rmap, s.count, tree, ZERO, END)
     while entry.value != ZERO:
         free_object(s, entry.value)
-        entry = maple_find(s.rmap, s.count, tree, entry.last + ONE, END)
+        entry = maple_next(s.rmap, s.count, tree, entry, END)
     maple_destroy(s.rmap, s.count, tree)
 
 

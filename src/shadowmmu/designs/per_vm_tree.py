@@ -25,6 +25,8 @@ from shadowmmu.designs.containers.maple import (
     maple_entries,
     maple_erase,
     maple_find,
+    maple_next,
+    maple_seek,
     maple_store,
 )
 from shadowmmu.designs.containers.maple_node import END, SLOTS
@@ -86,7 +88,7 @@ def names_in(value: Word) -> Word:
 def store_shared(s: State, mmu: int, canonical_ipa: Word, last: Word, value: Word) -> bool:
     """Store a leaf over [canonical_ipa, last]: exact if nothing overlaps, else UNKNOWN over the hull."""
     tree = s.mmus[CANONICAL, M_MAP]
-    entry = maple_find(s.rmap, s.count, tree, canonical_ipa, last)
+    entry = maple_seek(s.rmap, s.count, tree, canonical_ipa, last)
     if entry.value == value and entry.first == canonical_ipa and entry.last == last:
         return True
     if entry.value == ZERO:
@@ -96,10 +98,9 @@ def store_shared(s: State, mmu: int, canonical_ipa: Word, last: Word, value: Wor
     reach = last
     while entry.value != ZERO:
         names |= names_in(entry.value)
-        if entry.last >= last:
+        if entry.last > last:
             reach = entry.last
-            break
-        entry = maple_find(s.rmap, s.count, tree, entry.last + ONE, last)
+        entry = maple_next(s.rmap, s.count, tree, entry, last)
     s.count[UNKNOWN_ENTRIES] += 1
     return maple_store(s.rmap, s.count, tree, first, reach, names | UNKNOWN)
 

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.designs import reverse_leaves as rl
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.machine.counters import NODES_ALLOCATED, NODES_FREED
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import CANONICAL, context_regime
+
+SMALL_SIZES = range(int(rl.SMALLEST), int(rl.LARGEST) + 1)
 
 __all__ = ["Head", "RadixWalk", "check_accounts", "walk_radix"]
 
@@ -74,10 +77,31 @@ def _walk_node(
     for index in used:
         content = int(words[first + index])
         canonical_ipa = base + index % entries * size
-        if level < 3 and index < entries:
+        if level < 3 and index < entries and content >> int(rl.SIZE_SHIFT):
+            _walk_small(state, walk, r, content, node, canonical_ipa)
+        elif level < 3 and index < entries:
             _walk_node(state, walk, r, content, node, level + 1, canonical_ipa, keeps)
         else:
             walk.heads.append(Head(canonical_ipa, level, size, content))
+
+
+def _walk_small(state: State, walk: RadixWalk, r: Regime, child: int, parent: int, base: int) -> None:
+    node, size = child & int(rl.NODE_INDEX), child >> int(rl.SIZE_SHIFT)
+    assert int(rl.SMALLEST) <= size <= int(rl.LARGEST), f"node {node} has 2^{size} words"
+    assert node not in walk.seen, f"node {node} is reached twice"
+    walk.seen.add(node)
+    walk.nodes += 1
+    walk.words += 1 << size
+    items = [int(item) for item in state.rmap[node + int(rn.NODE_HEADER) : node + (1 << size)] if item]
+    counted = int(state.rmap[node + int(rn.USED)])
+    assert counted == len(items), f"node {node}: {len(items)} words used, {counted} counted"
+    assert items, f"node {node} is empty"
+    assert int(state.rmap[node + int(rn.PARENT)]) == parent, f"node {node}: parent is not {parent}"
+    page = 1 << level_shift(r, 3)
+    for item in items:
+        index = item >> int(rl.INDEX_SHIFT)
+        assert index < 1 << r.stride, f"node {node}: item {item:#x} is of no page"
+        walk.heads.append(Head(base + index * page, 3, page, item & int(rl.DESCRIPTOR)))
 
 
 def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: int) -> None:
@@ -94,6 +118,7 @@ def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: i
         rn.RT_FREE_NODE: int(rn.node_words(r, 2)),
         rn.RT_FREE_CHAIN: hanging_words,
     }
+    idle |= {rn.RT_FREE_SMALL + size - int(rl.SMALLEST): 1 << size for size in SMALL_SIZES}
     words = walk.words
     for head, size in idle.items():
         node = int(regs[head])

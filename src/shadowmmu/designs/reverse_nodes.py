@@ -30,7 +30,13 @@ RT_CHAINED: Final = 8
 RT_FLUSH_MMU: Final = 9
 RT_FLUSH_START: Final = 10
 RT_FLUSH_END: Final = 11
-RT_HEADER: Final = 16
+RT_GENERATION: Final = 12
+"""``reverse_table``: the last generation given to an MMU."""
+RT_STALE: Final = 13
+"""``reverse_table``: entries of generations that are over."""
+RT_FREE_SMALL: Final = 16
+"""``reverse_table``: free small leaves, one list a size."""
+RT_HEADER: Final = 24
 
 USED: Final = U64(0)
 PARENT: Final = U64(1)

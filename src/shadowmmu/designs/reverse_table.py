@@ -5,24 +5,39 @@ stand, a word holds the *index of the shadow descriptor*: an unmap reads the wor
 below its range and clears the descriptors they name, without walking any shadow table. Two recorded leaves
 are disjoint or nested, because each is aligned in both spaces; so a slot for each size class is exact:
 nothing splits, merges or spans. Aliases hang in a chain off the same word. ``side[descriptor]`` remembers
-the canonical address, so that a TLBI unlinks exactly.
+the canonical address, so that a TLBI unlinks exactly, and the *generation* of its MMU. A wiped MMU gets a
+new generation and is done: its entries are stale. A leaf node begins small and grows with what is in it.
 Guarantees: exact under aliases within and across MMUs and for every mix of sizes. Ageing and write
-protection use the same lookup and leave the record as it is.
-Fails by memory where a guest is sparse: a page alone in its 2M costs a leaf node of 4 KiB. Wiping an MMU
-unlinks its leaves one by one. A failed allocation marks the MMU broken: its next unmap takes it whole,
-once, and heals it.
+protection use the same lookup and leave the record as it is. A stale entry is never acted on: the MMU that
+owns its descriptor now has another generation. It goes when an unmap meets it or when its descriptor is
+filled again, so there is at most one entry a descriptor; the footprint has it until then. When the
+numbers run out, after four million wipes, one pass over the record renumbers what lives.
+Fails by memory beside the descriptors: ``side`` has a word for each of a shadow table, used or not, so a
+table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken: its next
+unmap takes it whole, once, and heals it.
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
-16 an alias and 16 more for the first.
+16 an alias and 16 more for the first; a page alone in its 2M 64, and 8 to 33 by promotion up to 62 of 512.
 Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
 for read and run side by side. They read the words down from the root, and write (a) a child word that was
 0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
 compare-and-swap from what they read there to their descriptor, or to a chain node in front of it, and
-again if they lost; (c) ``side`` of a descriptor, which only the CPU that has just installed that leaf
-writes; (d) use counts, by atomic add. No word moves and nothing is rebalanced, so a reader never sees a
-half-made tree. A leaf that a fill replaces is unlinked under the same lock: of a chain that needs the word
-locked by a bit, and an empty node has to stay until someone holds the lock for write (here it goes at
-once). Everything that frees nodes or clears words in passing (unmap, TLBI, wipe) holds mmu_lock for write,
-so it excludes fills, and needs no lock of its own. An unmap does not give way in the middle of a range.
+again if they lost; in a small leaf, an item into a place that was 0, the same way, or the next place if
+they lost (two items of one page are two aliases, so nobody has to look for the other); (c) ``side`` of a
+descriptor, which only the CPU that has just installed that leaf writes; (d) use counts and sums, by atomic
+add, a use count before the word it counts. No word moves and nothing is rebalanced, but for promotion. Who
+finds a small leaf full freezes it: each word, a free one too, gets a bit (62) by compare-and-swap, after
+which no fill changes it; copies the items into a zeroed larger leaf; and swaps the child word from the old
+leaf to it. A fill whose compare-and-swap meets the bit freezes and copies as well, and the first swap of the child
+word wins; the losers give their copy back and go on under the new child word. No item can be lost, as it is in a
+place before that place is frozen, or its own compare-and-swap fails and starts again above; none comes twice, as
+one copy wins. The frozen leaf, which others may still read, is freed by the next holder of the lock for write.
+A leaf that a fill replaces, and the stale entry of a descriptor that it fills, are unlinked under the
+same lock: an item by compare-and-swap to 0, since no other CPU writes that item; of a chain that needs the
+word locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at
+once). Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds
+mmu_lock for write, so it excludes fills, and needs no lock of its own. The generation changes under it too. A
+wipe that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that comes
+between takes it whole. An unmap does not give way in the middle of a range.
 """
 
 from __future__ import annotations
@@ -33,13 +48,32 @@ from shadowmmu.arch.regime import Regime, entry_size, level_shift
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.actions import act_on_whole_mmu, clear_leaf_bits
 from shadowmmu.designs.interface import UNMAP
+from shadowmmu.designs.reverse_leaves import (
+    DESCRIPTOR,
+    INDEX_SHIFT,
+    LEAF_LEVEL,
+    count_small,
+    drop_leaf,
+    is_small,
+    leaf_link,
+    leaf_names,
+    leaf_node,
+    leaf_unlink,
+    next_leaf_place,
+    small_end,
+    sort_small,
+    word_names,
+)
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
+    NODE_HEADER,
     RT_BYTES,
     RT_ENTRIES,
     RT_FLUSH_END,
     RT_FLUSH_MMU,
     RT_FLUSH_START,
+    RT_GENERATION,
+    RT_STALE,
     RT_STAMP,
     USED,
     chain_pop,
@@ -51,6 +85,7 @@ from shadowmmu.designs.reverse_nodes import (
     make_node,
     next_slot,
     record_slot,
+    reverse_init,
     unlink_descriptor,
 )
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails
@@ -61,6 +96,7 @@ from shadowmmu.machine.counters import (
     MMUS_VISITED,
     NODES_VISITED,
 )
+from shadowmmu.machine.frames import frame_of, owner_mmu
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import (
     CANONICAL,
@@ -77,19 +113,81 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 M_BROKEN: Final = M_DESIGN
 M_STAMP: Final = M_DESIGN + 1
+M_GENERATION: Final = M_DESIGN + 2
+"""Column: the generation of an MMU's entries; 0 of the canonical one, which has none."""
+M_RECORDED: Final = M_DESIGN + 3
+"""Column: entries of that generation."""
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
-PRESENT: Final = U64(1)
-PAGE_OFFSET: Final = U64(0xFFF)
+
+# ``State.side``: canonical page number (40 bits), level of the entry, generation of the MMU; never 0.
+SIDE_PAGE: Final = U64(24)
+SIDE_LEVEL: Final = U64(22)
+LEVEL_MASK: Final = U64(3)
+GENERATION: Final = U64((1 << 22) - 1)
+PAGE: Final = U64(12)
+OVER: Final = U64(1)
+"""The generation of stale entries after a renumbering; no MMU ever has it."""
+RENUMBER: Final = 3
+"""An action beside those of the interface: give every entry the new number of its MMU, or ``OVER``."""
+
+
+@inline
+def side_word(canonical_ipa: Word, level: int, generation: Word) -> Word:
+    """What ``side`` keeps of an entry."""
+    return ((canonical_ipa >> PAGE) << SIDE_PAGE) | (U64(level) << SIDE_LEVEL) | generation
+
+
+@inline
+def side_canonical(recorded: Word) -> Word:
+    """The canonical address of a word of ``side``."""
+    return (recorded >> SIDE_PAGE) << PAGE
+
+
+@inline
+def side_level(recorded: Word) -> int:
+    """The level of a word of ``side``."""
+    return I64((recorded >> SIDE_LEVEL) & LEVEL_MASK)
+
+
+@inline
+def entry_owner(s: State, descriptor: Word, recorded: Word) -> int:
+    """The shadow MMU of a live entry; ``CANONICAL`` if it is stale: wiped away, whoever has the frame now."""
+    mmu = owner_mmu(s, frame_of(s, descriptor))
+    return mmu if recorded & GENERATION == s.mmus[mmu, M_GENERATION] else CANONICAL
+
+
+@kernel
+def reverse_table_init(s: State) -> None:
+    """An empty record; each shadow MMU gets a generation of its own."""
+    reverse_init(s)
+    s.rmap[RT_GENERATION] = OVER
+    for mmu in range(1, shadow_mmus(s) + 1):
+        next_generation(s, mmu)
+
+
+@inline
+def next_generation(s: State, mmu: int) -> None:
+    """Give an MMU a generation that no entry has."""
+    s.rmap[RT_GENERATION] += ONE
+    s.mmus[mmu, M_GENERATION] = s.rmap[RT_GENERATION]
+
+
+@inline
+def count_gone(s: State, mmu: int) -> None:
+    """Count an entry that goes: a live one of ``mmu``, or with ``CANONICAL`` a stale one."""
+    if mmu == CANONICAL:
+        s.rmap[RT_STALE] -= ONE
+    else:
+        s.mmus[mmu, M_RECORDED] -= ONE
 
 
 @kernel
 def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Word) -> None:
     """Remember that shadow descriptor ``word`` maps the ``level`` leaf at ``canonical_ipa``.
 
-    O(levels). mmu_lock is held for read: the word is swapped in with one compare-and-swap, and the
-    tree is never rebalanced, so fills on other CPUs need no more than that.
+    O(levels), amortised over promotions. mmu_lock is held for read: see the module's *Locking*.
     """
     if s.mmus[mmu, M_BROKEN] != ZERO:
         return
@@ -97,28 +195,39 @@ def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
         s.mmus[mmu, M_BROKEN] = ONE
         s.count[BROKEN] += 1
         return
+    if s.side[word] != ZERO:
+        reverse_unlink(s, word)  # of a life of this descriptor that a wipe ended
     r = context_regime(s, CANONICAL)
-    node = make_node(s, r, canonical_ipa, level)
-    slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-    link_descriptor(s, node, slot, word)
-    s.side[word] = canonical_ipa | PRESENT
+    if level == LEAF_LEVEL:
+        leaf_link(s, r, canonical_ipa, word)
+    else:
+        node = make_node(s, r, canonical_ipa, level)
+        link_descriptor(s, node, record_slot(s, r, node, level, entry_index(r, level, canonical_ipa)), word)
+    s.side[word] = side_word(canonical_ipa, level, s.mmus[mmu, M_GENERATION])
+    s.mmus[mmu, M_RECORDED] += ONE
 
 
 @kernel
-def reverse_unlink(s: State, word: Word, level: int) -> None:
-    """Take shadow descriptor ``word`` off the record, if it is on it. O(levels + aliases)."""
+def reverse_unlink(s: State, word: Word) -> None:
+    """Take shadow descriptor ``word`` off the record, live or stale, if it is on it. O(levels + aliases)."""
     recorded = s.side[word]
     if recorded == ZERO:
         return
     s.side[word] = ZERO
-    canonical_ipa = recorded & ~PAGE_OFFSET
+    before = s.rmap[RT_ENTRIES]
+    canonical_ipa = side_canonical(recorded)
+    level = side_level(recorded)
     r = context_regime(s, CANONICAL)
-    node = find_node(s, r, canonical_ipa, level)
-    if node == ZERO:
-        return
-    slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-    unlink_descriptor(s, node, slot, word)
-    drop_empty_nodes(s, r, node, level, canonical_ipa)
+    if level == LEAF_LEVEL:
+        leaf_unlink(s, r, canonical_ipa, word)
+    else:
+        node = find_node(s, r, canonical_ipa, level)
+        if node != ZERO:
+            slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
+            unlink_descriptor(s, node, slot, word)
+            drop_empty_nodes(s, r, node, level, canonical_ipa)
+    if s.rmap[RT_ENTRIES] != before:
+        count_gone(s, entry_owner(s, word, recorded))
 
 
 @kernel
@@ -129,16 +238,39 @@ def reverse_forget(s: State, mmu: int, start: Word, end: Word) -> None:
         visit = next_leaf(s, mmu, ipa, end)
         if visit.word == ZERO:
             return
-        reverse_unlink(s, visit.word, visit.level)
+        reverse_unlink(s, visit.word)
         ipa = visit.after
 
 
 @kernel
 def reverse_forget_mmu(s: State, mmu: int) -> None:
-    """Unlink every leaf of a shadow MMU and make it whole again. O(leaves)."""
-    if s.mmus[mmu, M_LEAVES] != ZERO:
-        reverse_forget(s, mmu, ZERO, input_size(s, mmu))
-    s.mmus[mmu, M_BROKEN] = ZERO
+    """A shadow MMU is about to be wiped: its entries are stale from now on. O(1).
+
+    Until ``reverse_settle`` it counts as broken: the wipe may give mmu_lock away with leaves still there. Once
+    in four million times the numbers run out: O(entries) then.
+    """
+    s.rmap[RT_STALE] += s.mmus[mmu, M_RECORDED]
+    s.mmus[mmu, M_RECORDED] = ZERO
+    next_generation(s, mmu)
+    s.mmus[mmu, M_BROKEN] = ONE
+    if s.rmap[RT_GENERATION] == GENERATION:
+        renumber(s)
+
+
+@inline
+def reverse_settle(s: State, mmu: int) -> None:
+    """A shadow MMU was wiped: if nothing is left in it, its (empty) record is complete."""
+    if s.mmus[mmu, M_LEAVES] == ZERO:
+        s.mmus[mmu, M_BROKEN] = ZERO
+
+
+@kernel
+def renumber(s: State) -> None:
+    """Give every MMU a small generation again, and its entries with it. O(nodes + entries)."""
+    update_entries(s, ZERO, input_size(s, CANONICAL), RENUMBER)
+    s.rmap[RT_GENERATION] = OVER
+    for mmu in range(1, shadow_mmus(s) + 1):
+        next_generation(s, mmu)
 
 
 @inline
@@ -150,45 +282,57 @@ def flush_pending(s: State) -> None:
         s.rmap[RT_FLUSH_END] = ZERO
 
 
-@kernel
-def clear_descriptor(s: State, descriptor: Word) -> None:
-    """Clear one shadow leaf by its descriptor, and gather its invalidation with its neighbours'."""
+@inline
+def clear_descriptor(s: State, descriptor: Word) -> int:
+    """An entry has gone: clear its shadow leaf, and gather the invalidation with its neighbours'; 1.
+
+    0 if the entry was stale: there is nothing to clear.
+    """
+    owner = entry_owner(s, descriptor, s.side[descriptor])
     s.side[descriptor] = ZERO
+    s.rmap[RT_ENTRIES] -= ONE
+    count_gone(s, owner)
+    if owner == CANONICAL:
+        return 0
     leaf = clear_leaf(s, descriptor)
-    if s.mmus[leaf.mmu, M_STAMP] != s.rmap[RT_STAMP]:
-        s.mmus[leaf.mmu, M_STAMP] = s.rmap[RT_STAMP]
+    if s.mmus[owner, M_STAMP] != s.rmap[RT_STAMP]:
+        s.mmus[owner, M_STAMP] = s.rmap[RT_STAMP]
         s.count[MMUS_VISITED] += 1
     if not defers_tlbi(s):
-        flush_ipa(s, leaf.mmu)
-        return
-    mmu = U64(leaf.mmu)
+        flush_ipa(s, owner)
+        return 1
+    mmu = U64(owner)
     if s.rmap[RT_FLUSH_END] != leaf.ipa or s.rmap[RT_FLUSH_MMU] != mmu:
         flush_pending(s)
         s.rmap[RT_FLUSH_MMU] = mmu
         s.rmap[RT_FLUSH_START] = leaf.ipa
     s.rmap[RT_FLUSH_END] = leaf.ipa + leaf.size
+    return 1
 
 
 @kernel
+def clear_named(s: State, named: Word) -> int:
+    """Clear every shadow leaf that a record word names, and free its chain; how many went."""
+    removed = 0
+    while named & CHAIN != ZERO:
+        s.count[NODES_VISITED] += 1
+        descriptor, named = chain_pop(s, named)
+        removed += clear_descriptor(s, descriptor)
+    if named != ZERO:
+        removed += clear_descriptor(s, named)
+    return removed
+
+
+@inline
 def clear_slot(s: State, node: Word, slot: Word) -> int:
     """Clear every shadow leaf the word at ``slot`` names, and empty it; how many went."""
     named = s.rmap[slot]
     s.rmap[slot] = ZERO
     s.rmap[node + USED] -= ONE
-    removed = 0
-    while named & CHAIN != ZERO:
-        s.count[NODES_VISITED] += 1
-        descriptor, named = chain_pop(s, named)
-        clear_descriptor(s, descriptor)
-        removed += 1
-    if named != ZERO:
-        clear_descriptor(s, named)
-        removed += 1
-    s.rmap[RT_ENTRIES] -= U64(removed)
-    return removed
+    return clear_named(s, named)
 
 
-@inline
+@kernel
 def heal_broken(s: State, may_block: bool) -> int:
     """Unmap whole every MMU whose record is not complete; it is complete (and empty) afterwards."""
     removed = 0
@@ -198,21 +342,54 @@ def heal_broken(s: State, may_block: bool) -> int:
             s.count[MMUS_VISITED] += 1
             reverse_forget_mmu(s, mmu)
             removed += act_on_whole_mmu(s, mmu, may_block, UNMAP)
+            reverse_settle(s, mmu)
+    return removed
+
+
+@kernel
+def clear_items(s: State, child: Word, first: Word, last: Word) -> int:
+    """Clear what the items of a small leaf name for pages ``first`` to ``last``; how many leaves went."""
+    count_small(s, child)
+    if last > first:
+        sort_small(s, child)  # neighbours one after the other share an invalidation
+    removed = 0
+    node = leaf_node(child)
+    at = node + NODE_HEADER
+    end = small_end(child)
+    while at < end:
+        item = s.rmap[at]
+        index = item >> INDEX_SHIFT
+        if item != ZERO and first <= index and index <= last:
+            s.rmap[at] = ZERO
+            s.rmap[node + USED] -= ONE
+            removed += clear_descriptor(s, item & DESCRIPTOR)
+        at += ONE
     return removed
 
 
 @inline
-def clear_leaf_words(s: State, r: Regime, node: Word, start: Word, last: Word) -> int:
-    """Clear what the words of a leaf name for [start, last); how many shadow leaves went."""
-    page = U64(r.page_shift)
-    slot = child_slot(node, entry_index(r, 3, start))
-    stop = slot + ((last - start + (ONE << page) - ONE) >> page)
+def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -> int:
+    """Clear what a leaf names for canonical [start, end); how many shadow leaves went."""
+    first = entry_index(r, LEAF_LEVEL, start)
+    last = entry_index(r, LEAF_LEVEL, end - ONE)
+    if is_small(child):
+        return clear_items(s, child, first, last)
     removed = 0
-    while slot < stop:
-        s.count[NODES_VISITED] += 1
-        if s.rmap[slot] != ZERO:
-            removed += clear_slot(s, node, slot)
+    gone = ZERO
+    slot = child_slot(child, first)
+    stop = child_slot(child, last)
+    while slot <= stop:
+        named = s.rmap[slot]
+        if named != ZERO:
+            s.rmap[slot] = ZERO
+            gone += ONE
+            if named & CHAIN != ZERO:
+                removed += clear_named(s, named)
+            else:
+                removed += clear_descriptor(s, named)
         slot += ONE
+    s.rmap[child + USED] -= gone
+    s.count[NODES_VISITED] += I64(last - first) + 1
     return removed
 
 
@@ -230,26 +407,104 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     while ipa < end:
         level = r.start_level
         node = find_node(s, r, ipa, level)
-        while level < 3:
+        place = ZERO
+        while True:
             s.count[NODES_VISITED] += 1
             index = entry_index(r, level, ipa)
             head = record_slot(s, r, node, level, index)
             if s.rmap[head] != ZERO:
                 removed += clear_slot(s, node, head)
-            child = s.rmap[child_slot(node, index)]
-            if child == ZERO:
+            place = child_slot(node, index)
+            if level == LEAF_LEVEL - 1 or s.rmap[place] == ZERO:
                 break
-            node = child
+            node = s.rmap[place]
             level += 1
-        covered = level if level < 3 else 2
-        shift = U64(level_shift(r, covered))
+        shift = U64(level_shift(r, level))
         after = ((ipa >> shift) + ONE) << shift
-        if level == 3:
-            removed += clear_leaf_words(s, r, node, ipa, after if after < end else end)
-        drop_empty_nodes(s, r, node, level, ipa)
+        if s.rmap[place] != ZERO:
+            removed += clear_leaf_words(s, r, s.rmap[place], ipa, after if after < end else end)
+            drop_leaf(s, r, place, ipa)
+        else:
+            drop_empty_nodes(s, r, node, level, ipa)
         ipa = after
     flush_pending(s)
     return removed
+
+
+@inline
+def update_entry(s: State, descriptor: Word, action: int) -> int:
+    """Age or protect the leaf of a live entry, or renumber an entry; 1 if a leaf changed."""
+    recorded = s.side[descriptor]
+    owner = entry_owner(s, descriptor, recorded)
+    if action == RENUMBER:
+        number = OVER if owner == CANONICAL else OVER + U64(owner)
+        s.side[descriptor] = (recorded & ~GENERATION) | number
+        return 0
+    if owner == CANONICAL:
+        return 0
+    return clear_leaf_bits(s, descriptor, action)
+
+
+@kernel
+def update_slot(s: State, named: Word, action: int) -> int:
+    """``update_entry`` for all that a record word names; how many leaves changed."""
+    changed = 0
+    while named & CHAIN != ZERO:
+        s.count[NODES_VISITED] += 1
+        changed += update_entry(s, s.rmap[named & ~CHAIN], action)
+        named = s.rmap[(named & ~CHAIN) + ONE]
+    if named != ZERO:
+        changed += update_entry(s, named, action)
+    return changed
+
+
+@kernel
+def update_leaf(s: State, r: Regime, child: Word, start: Word, end: Word, action: int) -> int:
+    """``update_entry`` for what a leaf names for canonical [start, end); how many leaves changed."""
+    first = entry_index(r, LEAF_LEVEL, start)
+    last = entry_index(r, LEAF_LEVEL, end - ONE)
+    changed = 0
+    if is_small(child):
+        count_small(s, child)
+        at = leaf_node(child) + NODE_HEADER
+        stop = small_end(child)
+        while at < stop:
+            item = s.rmap[at]
+            index = item >> INDEX_SHIFT
+            if item != ZERO and first <= index and index <= last:
+                changed += update_entry(s, item & DESCRIPTOR, action)
+            at += ONE
+        return changed
+    at = child_slot(child, first)
+    stop = child_slot(child, last)
+    while at <= stop:
+        s.count[NODES_VISITED] += 1
+        changed += update_slot(s, s.rmap[at], action)
+        at += ONE
+    return changed
+
+
+@kernel
+def update_entries(s: State, start: Word, end: Word, action: int) -> int:
+    """``update_entry`` for all over canonical [start, end). O(levels + words of the range + leaves)."""
+    r = context_regime(s, CANONICAL)
+    changed = 0
+    for level in range(r.start_level, LEAF_LEVEL):
+        ipa = start
+        while ipa < end:
+            slot = next_slot(s, r, level, ipa, end)
+            if slot.node == ZERO:
+                break
+            ipa = slot.canonical_ipa + entry_size(r, level)
+            changed += update_slot(s, s.rmap[slot.at], action)
+    ipa = start
+    while ipa < end:
+        leaf = next_leaf_place(s, r, ipa, end)
+        if leaf.place == ZERO:
+            break
+        changed += update_leaf(s, r, s.rmap[leaf.place], leaf.canonical_ipa, leaf.last, action)
+        ipa = leaf.last
+    return changed
 
 
 @kernel
@@ -259,53 +514,39 @@ def reverse_update(s: State, start: Word, end: Word, may_block: bool, action: in
     O(levels + words of the range + leaves), with whole MMUs where the record is not complete.
     """
     s.count[LOOKUPS] += 1
-    r = context_regime(s, CANONICAL)
     changed = 0
     for mmu in range(1, shadow_mmus(s) + 1):
         if s.mmus[mmu, M_BROKEN] != ZERO and shadow_valid(s, mmu):
             s.count[FALLBACK_MMU] += 1
             changed += act_on_whole_mmu(s, mmu, may_block, action)
-    for level in range(r.start_level, 4):
-        ipa = start
-        while ipa < end:
-            slot = next_slot(s, r, level, ipa, end)
-            if slot.node == ZERO:
-                break
-            ipa = slot.canonical_ipa + entry_size(r, level)
-            named = s.rmap[slot.at]
-            while named & CHAIN != ZERO:
-                s.count[NODES_VISITED] += 1
-                changed += clear_leaf_bits(s, s.rmap[named & ~CHAIN], action)
-                named = s.rmap[(named & ~CHAIN) + ONE]
-            if named != ZERO:
-                changed += clear_leaf_bits(s, named, action)
-    return changed
+    return changed + update_entries(s, start, end, action)
 
 
 @kernel
 def reverse_covers(s: State, mmu: int, canonical_ipa: Word, level: int, word: Word) -> bool:
-    """Whether the slot of a leaf names its shadow descriptor, or its MMU is known to be incomplete."""
+    """Whether a live entry names the descriptor of a leaf, or its MMU is known to be incomplete."""
     if s.mmus[mmu, M_BROKEN] != ZERO:
         return True
+    if s.side[word] & GENERATION != s.mmus[mmu, M_GENERATION]:
+        return False
     before = s.count[NODES_VISITED]
     r = context_regime(s, CANONICAL)
-    node = find_node(s, r, canonical_ipa, level)
+    found = False
+    if level == LEAF_LEVEL:
+        found = leaf_names(s, r, canonical_ipa, word)
+    else:
+        node = find_node(s, r, canonical_ipa, level)
+        if node != ZERO:
+            slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
+            found = word_names(s, s.rmap[slot], word)
     s.count[NODES_VISITED] = before
-    if node == ZERO:
-        return False
-    named = s.rmap[record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))]
-    while named & CHAIN != ZERO:
-        at = named & ~CHAIN
-        if s.rmap[at] == word:
-            return True
-        named = s.rmap[at + ONE]
-    return named == word
+    return found
 
 
 @kernel
 def reverse_recorded(s: State) -> int:
-    """Recorded leaves."""
-    return I64(s.rmap[RT_ENTRIES])
+    """Live entries. The stale ones, ``RT_STALE`` of them, are no part of the answer but of the footprint."""
+    return I64(s.rmap[RT_ENTRIES] - s.rmap[RT_STALE])
 
 
 @kernel

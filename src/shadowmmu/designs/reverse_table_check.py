@@ -13,7 +13,14 @@ from shadowmmu.arch.regime import level_shift
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.radix_check import RadixWalk, check_accounts, walk_radix
-from shadowmmu.designs.reverse_table import M_BROKEN, PRESENT
+from shadowmmu.designs.reverse_table import (
+    GENERATION,
+    M_BROKEN,
+    M_GENERATION,
+    M_RECORDED,
+    SIDE_LEVEL,
+    SIDE_PAGE,
+)
 from shadowmmu.machine.frames import (
     BASE,
     KIND_MASK,
@@ -29,8 +36,10 @@ from shadowmmu.pgtable.context import CANONICAL, context_regime, shadow_mmus
 __all__ = [
     "Recorded",
     "ShadowLeaf",
+    "check_inverse",
     "check_named_leaves",
     "check_reverse_table",
+    "is_live",
     "recorded_leaves",
     "shadow_leaves",
 ]
@@ -82,44 +91,78 @@ def shadow_leaves(state: State) -> list[ShadowLeaf]:
 
 
 def recorded_leaves(state: State) -> list[Recorded]:
-    """What the record holds, in canonical order. Raises AssertionError where its shape is broken."""
-    return sorted(_entries(state, walk_radix(state)))
+    """The live entries, in canonical order. Raises AssertionError where the shape of the record is broken."""
+    return sorted(entry for entry in _entries(state, walk_radix(state)) if is_live(state, entry))
+
+
+def _recorded_side(entry: Recorded) -> int:
+    return entry.canonical_ipa >> 12 << int(SIDE_PAGE) | entry.level << int(SIDE_LEVEL)
+
+
+def is_live(state: State, entry: Recorded) -> bool:
+    """Whether the MMU that owns an entry's descriptor has the generation the entry was made in."""
+    entries = 1 << (int(state.regs[R_PAGE_SHIFT]) - 3)
+    owner = int(state.frames[entry.word // entries, OWNER])
+    mmu = owner & int(MMU_MASK)
+    generation = int(state.side[entry.word]) & int(GENERATION)
+    shadow = owner & int(KIND_MASK) == int(KIND_TABLE) and mmu != CANONICAL
+    return shadow and generation == int(state.mmus[mmu, M_GENERATION])
 
 
 def check_reverse_table(state: State) -> None:
     """Assert every invariant of the record. O(words of the record + words of the shadow tables).
 
     Shape: parents right, use counts exact, no empty node below the root, chains of two or more that share
-    no node. Content: each descriptor once, ``side`` its exact inverse, each entry a live leaf of that level
-    and (unless its MMU is broken) each live leaf an entry. Accounts: entries, chained, bytes, nodes.
+    no node. Content: each descriptor once, ``side`` its exact inverse, each live entry a leaf of that level
+    and (unless its MMU is broken) each leaf a live entry. Accounts: entries, stale and chained ones, those
+    of each MMU, bytes, nodes. Generations: one an MMU, none above the last one given.
     """
     walk = walk_radix(state)
     entries = _entries(state, walk)
     chained = int(state.rmap[rn.RT_CHAINED])
     assert chained == walk.hanging, f"{walk.hanging} chain nodes, miscounted"
-    complete = {mmu for mmu in range(1, shadow_mmus(state) + 1) if not state.mmus[mmu, M_BROKEN]}
-    check_named_leaves(state, entries, complete)
+    mmus = range(1, shadow_mmus(state) + 1)
+    complete = {mmu for mmu in mmus if not state.mmus[mmu, M_BROKEN]}
+    check_inverse(state, entries, {entry.word: _recorded_side(entry) for entry in entries}, int(GENERATION))
+    live = [entry for entry in entries if is_live(state, entry)]
+    check_named_leaves(state, live, complete)
+    _check_generations(state, entries, live)
     check_accounts(state, walk, len(entries), rn.CHAIN_WORDS)
 
 
-def check_named_leaves(state: State, entries: list[Recorded], complete: set[int]) -> None:
-    """Assert that entries and live shadow leaves are one to one, and ``side`` the inverse of the entries.
+def _check_generations(state: State, entries: list[Recorded], live: list[Recorded]) -> None:
+    stale = int(state.rmap[rn.RT_STALE])
+    assert stale == len(entries) - len(live), f"{len(entries) - len(live)} stale entries, {stale} counted"
+    mmus = range(1, shadow_mmus(state) + 1)
+    given = [int(state.mmus[mmu, M_GENERATION]) for mmu in mmus]
+    assert len(set(given)) == len(given), "two MMUs have one generation"
+    last = int(state.rmap[rn.RT_GENERATION])
+    assert all(1 < number <= last for number in given), f"generations {given} after {last}"
+    assert int(state.mmus[CANONICAL, M_GENERATION]) == 0, "the canonical MMU has a generation"
+    for mmu, number in zip(mmus, given, strict=True):
+        held = sum(int(state.side[entry.word]) & int(GENERATION) == number for entry in entries)
+        counted = int(state.mmus[mmu, M_RECORDED])
+        assert held == counted, f"shadow MMU {mmu}: {held} entries, {counted} counted"
 
-    Of the MMUs in ``complete`` every leaf has its entry.
-    """
-    named = {entry.word: entry for entry in entries}
-    assert len(named) == len(entries), "a descriptor is named twice"
-    side = {int(word): int(state.side[word]) for word in np.flatnonzero(state.side)}
-    inverse = {entry.word: entry.canonical_ipa | int(PRESENT) for entry in entries}
-    assert side == inverse, f"side and record differ at {_difference(side, inverse)}"
+
+def check_named_leaves(state: State, live: list[Recorded], complete: set[int]) -> None:
+    """Assert that the ``live`` entries are leaves of their level, and all of the MMUs in ``complete``."""
     leaves = {leaf.word: leaf for leaf in shadow_leaves(state)}
-    for entry in entries:
+    for entry in live:
         leaf = leaves.get(entry.word)
         assert leaf is not None, f"word {entry.word:#x} is recorded and no leaf"
         assert leaf.level == entry.level, f"word {entry.word:#x}: level {leaf.level}, recorded {entry.level}"
+    known = {entry.word for entry in live}
     for word, leaf in leaves.items():
         if leaf.mmu in complete:
-            assert word in named, f"leaf {leaf.nested_ipa:#x} of shadow MMU {leaf.mmu} is not recorded"
+            assert word in known, f"leaf {leaf.nested_ipa:#x} of shadow MMU {leaf.mmu} is not recorded"
+
+
+def check_inverse(state: State, entries: list[Recorded], inverse: dict[int, int], ignored: int = 0) -> None:
+    """Assert that no descriptor is named twice, and ``side``, but for some bits, holds ``inverse``."""
+    assert len(inverse) == len(entries), "a descriptor is named twice"
+    side = {int(word): int(state.side[word]) & ~ignored for word in np.flatnonzero(state.side)}
+    assert side == inverse, f"side and record differ at {_difference(side, inverse)}"
 
 
 def _difference(one: dict[int, int], other: dict[int, int]) -> str:

@@ -23,6 +23,8 @@ from shadowmmu.designs.containers.maple import (
     maple_entries,
     maple_erase,
     maple_find,
+    maple_next,
+    maple_seek,
     maple_store,
 )
 from shadowmmu.designs.containers.maple_node import SLOTS
@@ -87,20 +89,16 @@ def store_overlapping(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word,
     tree = s.mmus[mmu, M_MAP]
     first = canonical_ipa
     last = canonical_ipa + (size - ONE)
-    entry = maple_find(s.rmap, s.count, tree, first, last)
+    entry = maple_seek(s.rmap, s.count, tree, first, last)
     same = entry.first == first and entry.last == last and entry.value == nested_ipa | VALID_ENTRY
     if same:
         return True
-    at = first
     while entry.value != ZERO:
         if entry.first < first:
             first = entry.first
         if entry.last > last:
             last = entry.last
-        if entry.last >= canonical_ipa + (size - ONE):
-            break
-        at = entry.last + ONE
-        entry = maple_find(s.rmap, s.count, tree, at, canonical_ipa + (size - ONE))
+        entry = maple_next(s.rmap, s.count, tree, entry, canonical_ipa + (size - ONE))
     s.count[UNKNOWN_ENTRIES] += 1
     return maple_store(s.rmap, s.count, tree, first, last, UNKNOWN)
 

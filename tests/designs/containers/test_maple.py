@@ -40,7 +40,7 @@ VALUE = st.sampled_from([0, 0, 1, 2, 3, END])
 OPERATION = st.one_of(
     st.tuples(st.just("store"), KEY, LENGTH, VALUE),
     st.tuples(st.just("erase"), KEY, st.just(0), st.just(0)),
-    st.tuples(st.just("find"), KEY, LENGTH, st.just(0)),
+    st.tuples(st.sampled_from(["find", "walk", "back"]), KEY, LENGTH, st.just(0)),
 )
 OPERATIONS = st.lists(OPERATION, max_size=25)
 FILL = st.tuples(
@@ -69,6 +69,14 @@ def apply(tree: MapleTree, model: RangeModel, operation: tuple[str, int, int, in
     last = min(first + length, END)
     if kind == "find":
         assert tree.find(first, last) == model.find(first, last)
+        return
+    if kind in ("walk", "back"):
+        met = [entry for entry in model.entries if entry[1] >= first and entry[0] <= last]
+        if kind == "walk":
+            assert list(tree.entries(first, last)) == met
+        else:
+            assert list(tree.entries_back(last, first)) == met[::-1]
+            assert tree.find_back(last, first) == (met[-1] if met else None)
         return
     before = content(tree.pool.words)
     try:
@@ -279,6 +287,21 @@ def test_visits_of_a_wide_erasure_are_the_nodes_it_frees(fanout: int) -> None:
     freed = int(tree.pool.count[NODES_FREED]) - freed
     assert freed <= tree.visited - before <= freed + 2 * layout.MAX_HEIGHT
     tree.check()
+
+
+@FANOUTS
+@pytest.mark.parametrize("step", [1, 2])
+def test_visits_of_a_walk_are_a_descent_a_leaf(fanout: int, step: int) -> None:
+    """Inside a leaf no node is entered: starting anew at each entry would enter ``height`` each."""
+    tree, model = MapleTree(fanout), RangeModel()
+    fill(tree, model, (900, step, "random"))
+    leaves = sum(1 for node, *_ in maple_nodes(tree.pool.words, tree._tree) if int(tree.pool.words[node]) & int(layout.LEAF))
+    for walk in (tree.entries, tree.entries_back):
+        before = tree.visited
+        assert sum(1 for _ in walk()) == len(model.entries)
+        # Backwards a leaf that starts with a gap is not entered twice: its neighbour ends in an entry.
+        assert leaves <= tree.visited - before <= leaves * tree.height
+    assert leaves * tree.height < len(model.entries)
 
 
 def test_refusals() -> None:

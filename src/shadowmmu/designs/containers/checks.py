@@ -13,7 +13,7 @@ from shadowmmu.designs.containers import maple_node as m
 from shadowmmu.designs.containers import rbtree as rb
 from shadowmmu.designs.containers.pool import POOL_HEADER_WORDS, pool_check, pool_free_nodes
 
-__all__ = ["maple_check", "maple_nodes", "maple_ranges", "rb_check", "rb_nodes"]
+__all__ = ["interval_check", "maple_check", "maple_nodes", "maple_ranges", "rb_check", "rb_nodes"]
 
 KEYS = 1 << 64
 
@@ -129,19 +129,20 @@ def rb_nodes(words: Words, tree: Word | int) -> list[int]:
     return order
 
 
-def rb_check(words: Words, tree: Word | int) -> None:
+def rb_check(words: Words, tree: Word | int, *, unique: bool = True) -> None:
     """Assert every invariant of a red-black tree and of the pool it lives in. O(n).
 
-    Keys strictly ascending, parents right, root black, no red node with a red child, one black height,
-    height at most 2 log2(n + 1), nodes counted, none of them free. Raises ``AssertionError`` with a
-    message that names the node.
+    Keys ascending (strictly, if they are ``unique``), parents right, root black, no red node with a red child,
+    one black height, height at most 2 log2(n + 1), nodes counted, none of them free. Raises
+    ``AssertionError`` with a message that names the node.
     """
     pool_check(words)
     base = int(tree)
     order = rb_nodes(words, base)
     keys = [int(words[node + int(rb.N_KEY)]) for node in order]
     for position in range(1, len(order)):
-        assert keys[position - 1] < keys[position], f"node {order[position]}: key out of order"
+        least = keys[position - 1] + unique
+        assert least <= keys[position], f"node {order[position]}: key out of order"
     counted = int(words[base + int(rb.T_ENTRIES)])
     assert len(order) == counted, f"tree {base}: {len(order)} nodes, {counted} counted"
     idle = pool_free_nodes(words)[int(rb.NODE_CLASS)]
@@ -164,3 +165,15 @@ def rb_check(words: Words, tree: Word | int) -> None:
         assert depth <= limit, f"node {node}: depth {depth} in a tree of {len(order)}"
         children = (int(words[node + int(side)]) for side in (rb.N_LEFT, rb.N_RIGHT))
         stack.extend((child, node, black + (not red), depth + 1, red) for child in children)
+
+
+def interval_check(words: Words, tree: Word | int) -> None:
+    """Assert every invariant of an interval tree: those of a red-black one, ends, and greatest ends. O(n)."""
+    rb_check(words, tree, unique=False)
+    for node in rb_nodes(words, tree):
+        last = int(words[node + int(rb.N_LAST)])
+        assert int(words[node + int(rb.N_KEY)]) <= last, f"node {node} ends before it starts"
+        children = (int(words[node + int(side)]) for side in (rb.N_LEFT, rb.N_RIGHT))
+        greatest = max([last, *(int(words[child + int(rb.N_END)]) for child in children if child)])
+        told = int(words[node + int(rb.N_END)])
+        assert told == greatest, f"node {node}: greatest end {told:#x}, not {greatest:#x}"

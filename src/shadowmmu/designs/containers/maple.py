@@ -60,6 +60,7 @@ __all__ = [
     "END",
     "MAPLE_RESERVE_WORDS",
     "SLOTS",
+    "MapleCursor",
     "MapleEntry",
     "maple_bytes",
     "maple_create",
@@ -70,6 +71,10 @@ __all__ = [
     "maple_height",
     "maple_init",
     "maple_load",
+    "maple_next",
+    "maple_prev",
+    "maple_seek",
+    "maple_seek_back",
     "maple_store",
 ]
 
@@ -89,6 +94,22 @@ class MapleEntry(NamedTuple):
     """Last key of the range, inclusive."""
     value: Word
     """What is stored, never 0."""
+
+
+class MapleCursor(NamedTuple):
+    """A place in a tree, and the entry there. It is good until the tree changes (``struct ma_state``)."""
+
+    first: Word
+    last: Word
+    value: Word
+    """0: there is no entry."""
+    node: Word
+    """The leaf."""
+    slot: Word
+    low: Word
+    """First key of the leaf."""
+    top: Word
+    """Last key of the leaf."""
 
 
 class Edit(NamedTuple):
@@ -150,36 +171,115 @@ def maple_bytes(words: Words, tree: Word) -> Word:
     return size
 
 
-@kernel
-def maple_find(words: Words, count: Counts, tree: Word, index: Word, limit: Word) -> MapleEntry:
-    """First entry that overlaps ``[index, limit]``, whole; ``MapleEntry(END, 0, 0)`` if there is none.
-
-    O(log n): enters one node a level, since no leaf but the last ends in a gap.
-    """
+@inline
+def descend(words: Words, count: Counts, tree: Word, index: Word) -> MapleCursor:
+    """The slot of ``index`` in its leaf, entry or gap; one node a level. The tree is not empty."""
     node = words[tree + T_ROOT]
-    if node == ZERO:
-        return MapleEntry(END, ZERO, ZERO)
-    first = ZERO
+    low = ZERO
     top = END
     used = slots_used(words, node)
     slot = slot_for(words, node, ZERO, used, index)
     count[NODES_VISITED] += 1
     while words[node] & LEAF == ZERO:
         if slot > ZERO:
-            first = words[node + PIVOT + slot - ONE] + ONE
+            low = words[node + PIVOT + slot - ONE] + ONE
         top = slot_top(words, node, slot, used, top)
         node = words[node + SLOT + slot]
         used = slots_used(words, node)
         slot = slot_for(words, node, ZERO, used, index)
         count[NODES_VISITED] += 1
-    while words[node + SLOT + slot] == ZERO and slot + ONE < used:
-        slot += ONE
+    return at_slot(words, node, slot, low, top)
+
+
+@inline
+def at_slot(words: Words, node: Word, slot: Word, low: Word, top: Word) -> MapleCursor:
+    """What stands in ``slot`` of a leaf that covers [``low``, ``top``]."""
+    first = low
     if slot > ZERO:
         first = words[node + PIVOT + slot - ONE] + ONE
-    value = words[node + SLOT + slot]
-    if value == ZERO or first > limit:
-        return MapleEntry(END, ZERO, ZERO)
-    return MapleEntry(first, slot_top(words, node, slot, used, top), value)
+    last = slot_top(words, node, slot, slots_used(words, node), top)
+    return MapleCursor(first, last, words[node + SLOT + slot], node, slot, low, top)
+
+
+@inline
+def nowhere() -> MapleCursor:
+    """No entry."""
+    return MapleCursor(END, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO)
+
+
+@kernel
+def maple_seek(words: Words, count: Counts, tree: Word, index: Word, limit: Word) -> MapleCursor:
+    """A cursor at the first entry that overlaps ``[index, limit]``; ``value`` 0 if there is none.
+
+    O(log n): enters one node a level, since no leaf but the last ends in a gap.
+    """
+    if words[tree + T_ROOT] == ZERO:
+        return nowhere()
+    here = descend(words, count, tree, index)
+    if here.value == ZERO and here.slot + ONE < slots_used(words, here.node):
+        here = at_slot(words, here.node, here.slot + ONE, here.low, here.top)
+    return here if here.value != ZERO and here.first <= limit else nowhere()
+
+
+@kernel
+def maple_next(words: Words, count: Counts, tree: Word, here: MapleCursor, limit: Word) -> MapleCursor:
+    """The entry after the cursor's, if it starts at or before ``limit``.
+
+    Mirrors ``mas_next``: enters no node while it stays in its leaf. Into the next leaf it descends from the root,
+    where the kernel climbs by parent pointers; O(1) amortised over a leaf, O(log n) a leaf.
+    """
+    if here.value == ZERO or here.last >= limit:
+        return nowhere()
+    slot = here.slot + ONE
+    used = slots_used(words, here.node)
+    while slot < used and words[here.node + SLOT + slot] == ZERO:
+        slot += ONE
+    if slot == used:
+        if here.top == END:
+            return nowhere()
+        return maple_seek(words, count, tree, here.top + ONE, limit)
+    after = at_slot(words, here.node, slot, here.low, here.top)
+    return after if after.first <= limit else nowhere()
+
+
+@kernel
+def maple_seek_back(words: Words, count: Counts, tree: Word, index: Word, limit: Word) -> MapleCursor:
+    """A cursor at the last entry that overlaps ``[limit, index]``; ``value`` 0 if there is none.
+
+    O(log n); a gap at the start of a leaf costs a second descent (``mas_find_rev``).
+    """
+    if words[tree + T_ROOT] == ZERO:
+        return nowhere()
+    here = descend(words, count, tree, index)
+    if here.value == ZERO:
+        if here.slot > ZERO:
+            here = at_slot(words, here.node, here.slot - ONE, here.low, here.top)
+        elif here.low > ZERO:
+            here = descend(words, count, tree, here.low - ONE)
+    return here if here.value != ZERO and here.last >= limit else nowhere()
+
+
+@kernel
+def maple_prev(words: Words, count: Counts, tree: Word, here: MapleCursor, limit: Word) -> MapleCursor:
+    """The entry before the cursor's, if it ends at or after ``limit``. Mirrors ``mas_prev``; as ``maple_next``."""
+    if here.value == ZERO or here.first <= limit:
+        return nowhere()
+    slot = here.slot
+    while slot > ZERO:
+        slot -= ONE
+        if words[here.node + SLOT + slot] != ZERO:
+            before = at_slot(words, here.node, slot, here.low, here.top)
+            return before if before.last >= limit else nowhere()
+    if here.low == ZERO:
+        return nowhere()
+    return maple_seek_back(words, count, tree, here.low - ONE, limit)
+
+
+@kernel
+def maple_find(words: Words, count: Counts, tree: Word, index: Word, limit: Word) -> MapleEntry:
+    """First entry that overlaps ``[index, limit]``, whole; ``MapleEntry(END, 0, 0)`` if there is none. O(log n)."""
+    here = maple_seek(words, count, tree, index, limit)
+    return MapleEntry(here.first, here.last, here.value)
 
 
 @kernel

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from shadowmmu.compiled import U64, Word
-from shadowmmu.designs.containers import maple, rbtree
-from shadowmmu.designs.containers.checks import maple_check, rb_check
+from shadowmmu.designs.containers import interval_tree, maple, rbtree
+from shadowmmu.designs.containers.checks import interval_check, maple_check, rb_check
 from shadowmmu.designs.containers.pool import Pool
 from shadowmmu.machine.counters import NODES_VISITED
 
-__all__ = ["MapleTree", "Mapping", "RangeEntry", "RedBlackTree"]
+__all__ = ["Interval", "IntervalTree", "MapleTree", "Mapping", "RangeEntry", "RedBlackTree"]
 
 LAST_KEY: Final = (1 << 64) - 1
 
@@ -26,6 +26,15 @@ class RangeEntry(NamedTuple):
     first: int
     last: int
     value: int
+
+
+class Interval(NamedTuple):
+    """An interval of an ``IntervalTree``, both ends inclusive, its value, and its node to remove it by."""
+
+    first: int
+    last: int
+    value: int
+    node: int
 
 
 class Mapping(NamedTuple):
@@ -40,6 +49,11 @@ def _key(key: int) -> Word:
     if not 0 <= key <= LAST_KEY:
         raise ValueError(f"key {key} is not in 0 .. 2**64 - 1")
     return U64(key)
+
+
+def _cursor(here: maple.MapleCursor) -> maple.MapleCursor:
+    """A cursor that came out of compiled code, fit to go in again: its words have become ints."""
+    return maple.MapleCursor(*map(U64, here))
 
 
 class MapleTree:
@@ -116,12 +130,34 @@ class MapleTree:
     def __contains__(self, index: int) -> bool:
         return bool(maple.maple_load(self.pool.words, self.pool.count, self._tree, _key(index)))
 
+    def find_back(self, index: int, limit: int = 0) -> RangeEntry | None:
+        """Last entry that overlaps ``[limit, index]``. O(log n)."""
+        words, count = self.pool.words, self.pool.count
+        here = maple.maple_seek_back(words, count, self._tree, _key(index), _key(limit))
+        return RangeEntry(*map(int, here[:3])) if here.value else None
+
+    def entries(self, index: int = 0, limit: int = LAST_KEY) -> Iterator[RangeEntry]:
+        """Entries that overlap ``[index, limit]`` in key order; the tree may not change meanwhile.
+
+        O(log n) for each leaf passed; inside a leaf no node is entered again.
+        """
+        words, count, end = self.pool.words, self.pool.count, _key(limit)
+        here = maple.maple_seek(words, count, self._tree, _key(index), end)
+        while here.value:
+            yield RangeEntry(*map(int, here[:3]))
+            here = maple.maple_next(words, count, self._tree, _cursor(here), end)
+
+    def entries_back(self, index: int = LAST_KEY, limit: int = 0) -> Iterator[RangeEntry]:
+        """Entries that overlap ``[limit, index]``, greatest first; otherwise as ``entries``."""
+        words, count, end = self.pool.words, self.pool.count, _key(limit)
+        here = maple.maple_seek_back(words, count, self._tree, _key(index), end)
+        while here.value:
+            yield RangeEntry(*map(int, here[:3]))
+            here = maple.maple_prev(words, count, self._tree, _cursor(here), end)
+
     def __iter__(self) -> Iterator[RangeEntry]:
-        """Entries in key order, each found anew: the tree may change between two of them."""
-        entry = self.find(0)
-        while entry is not None:
-            yield entry
-            entry = self.find(entry.last + 1) if entry.last < LAST_KEY else None
+        """All entries in key order; the tree may not change meanwhile."""
+        return self.entries()
 
     def __len__(self) -> int:
         return int(maple.maple_entries(self.pool.words, self._tree))
@@ -244,3 +280,80 @@ class RedBlackTree:
     def check(self) -> None:
         """Assert every invariant (``rb_check``). O(n)."""
         rb_check(self.pool.words, self._tree)
+
+
+class IntervalTree:
+    """Intervals of 64-bit keys, which may overlap and repeat, by what overlaps a range.
+
+    ``pool`` lets several containers share one array. ``MemoryError`` when the pool has a limit and it is
+    reached; the tree is then unchanged.
+
+    >>> tree = IntervalTree()
+    >>> block, page = tree.insert(0x200000, 0x3FFFFF, 1), tree.insert(0x201000, 0x201FFF, 2)
+    >>> [found.value for found in tree.overlaps(0x201800, 0x202000)]
+    [1, 2]
+    >>> tree.remove(block)
+    >>> [found.value for found in tree.overlaps(0, 0x300000)], len(tree)
+    ([2], 1)
+    """
+
+    def __init__(self, pool: Pool | None = None) -> None:
+        """An empty tree. O(1)."""
+        self.pool = Pool() if pool is None else pool
+        self.pool.reserve(rbtree.RB_RESERVE_WORDS)
+        self._tree = U64(rbtree.rb_create(self.pool.words))
+        if not self._tree:
+            raise MemoryError("no room for a tree in the pool")
+
+    def insert(self, first: int, last: int, value: int = 0) -> int:
+        """Insert [``first``, ``last``]; its node, good until it is removed. O(log n)."""
+        low, high, kept = _key(first), _key(last), _key(value)
+        if first > last:
+            raise ValueError(f"range [{first:#x}, {last:#x}] ends before it starts")
+        self.pool.reserve(rbtree.RB_RESERVE_WORDS)
+        words, count = self.pool.words, self.pool.count
+        node = int(interval_tree.interval_insert(words, count, self._tree, low, high, kept))
+        if not node:
+            raise MemoryError("no room for a node")
+        return node
+
+    def remove(self, node: int) -> None:
+        """Remove the interval that ``insert`` gave this node; any other number damages the tree. O(log n)."""
+        interval_tree.interval_remove(self.pool.words, self.pool.count, self._tree, U64(node))
+
+    def overlaps(self, first: int = 0, last: int = LAST_KEY) -> Iterator[Interval]:
+        """Intervals that overlap [``first``, ``last``] in order of their first key; O(log n) each.
+
+        The tree may not change meanwhile.
+        """
+        words, count, low, high = self.pool.words, self.pool.count, _key(first), _key(last)
+        node = U64(interval_tree.interval_first(words, count, self._tree, low, high))
+        while node:
+            base = int(node) + int(rbtree.N_KEY)
+            yield Interval(*(int(word) for word in words[base : base + 3]), int(node))
+            node = U64(interval_tree.interval_next(words, count, node, low, high))
+
+    def __iter__(self) -> Iterator[Interval]:
+        """All intervals in order of their first key."""
+        return self.overlaps()
+
+    def clear(self) -> None:
+        """Remove every interval. O(n)."""
+        rbtree.rb_destroy(self.pool.words, self.pool.count, self._tree)
+
+    def __len__(self) -> int:
+        return int(rbtree.rb_entries(self.pool.words, self._tree))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the nodes in use, 64 each."""
+        return int(rbtree.rb_bytes(self.pool.words, self._tree))
+
+    @property
+    def visited(self) -> int:
+        """Nodes entered so far by all operations on this pool."""
+        return int(self.pool.count[NODES_VISITED])
+
+    def check(self) -> None:
+        """Assert every invariant (``interval_check``). O(n)."""
+        interval_check(self.pool.words, self._tree)

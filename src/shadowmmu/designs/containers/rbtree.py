@@ -56,6 +56,10 @@ N_VALUE: Final = U64(4)
 """Offset of a node's value."""
 N_SIZE: Final = U64(5)
 """Offset of a node's size."""
+N_LAST: Final = N_VALUE
+"""Offset of an interval's last key (``interval_tree``; a plain tree has its value there)."""
+N_END: Final = U64(6)
+"""Offset of the greatest last key of a subtree (``interval_tree`` only)."""
 NODE_WORDS: Final = 6
 """Words of a node; the rest of its slab object is the owner's, and nothing here touches it."""
 
@@ -154,10 +158,24 @@ def replace_child(words: Words, tree: Word, parent: Word, old: Word, new: Word) 
 
 
 @inline
-def rotate(words: Words, tree: Word, node: Word, side: Word, other: Word) -> None:
+def refresh_end(words: Words, node: Word) -> None:
+    """Set the greatest end below ``node`` from its own and its children's (``interval_tree``)."""
+    greatest = words[node + N_LAST]
+    left = words[node + N_LEFT]
+    right = words[node + N_RIGHT]
+    if left != ZERO and words[left + N_END] > greatest:
+        greatest = words[left + N_END]
+    if right != ZERO and words[right + N_END] > greatest:
+        greatest = words[right + N_END]
+    words[node + N_END] = greatest
+
+
+@inline
+def rotate(words: Words, tree: Word, node: Word, side: Word, other: Word, augmented: bool) -> None:
     """Move ``node`` down to ``side``; its child on the ``other`` side takes its place.
 
-    The sides are ``N_LEFT`` and ``N_RIGHT``, so one routine serves both mirror images.
+    The sides are ``N_LEFT`` and ``N_RIGHT``, so one routine serves both mirror images. ``augmented``: keep
+    the greatest ends of the two right, as ``rb_augment_rotate`` does.
     """
     child = words[node + other]
     inner = words[child + side]
@@ -169,6 +187,9 @@ def rotate(words: Words, tree: Word, node: Word, side: Word, other: Word) -> Non
     set_parent(words, child, parent)
     replace_child(words, tree, parent, node, child)
     set_parent(words, node, child)
+    if augmented:
+        words[child + N_END] = words[node + N_END]
+        refresh_end(words, node)
 
 
 @kernel
@@ -249,7 +270,7 @@ def rb_next(words: Words, count: Counts, node: Word) -> Word:
 
 
 @inline
-def balance_after_insert(words: Words, count: Counts, tree: Word, new: Word) -> None:
+def balance_after_insert(words: Words, count: Counts, tree: Word, new: Word, augmented: bool) -> None:
     """Restore the colours after ``new`` was linked in, red."""
     node = new
     parent = parent_of(words, node)
@@ -268,11 +289,11 @@ def balance_after_insert(words: Words, count: Counts, tree: Word, new: Word) -> 
             parent = parent_of(words, node)
             continue
         if words[parent + other] == node:
-            rotate(words, tree, parent, side, other)
+            rotate(words, tree, parent, side, other, augmented)
             parent = node
         set_black(words, parent)
         set_red(words, grand)
-        rotate(words, tree, grand, other, side)
+        rotate(words, tree, grand, other, side, augmented)
         break
     set_black(words, words[tree + T_ROOT])
 
@@ -312,12 +333,14 @@ def rb_insert(words: Words, count: Counts, tree: Word, key: Word, value: Word, s
         words[tree + T_ROOT] = new
     else:
         words[parent + side] = new
-    balance_after_insert(words, count, tree, new)
+    balance_after_insert(words, count, tree, new, False)
     return INSERTED
 
 
 @inline
-def balance_after_erase(words: Words, count: Counts, tree: Word, child: Word, above: Word) -> None:
+def balance_after_erase(
+    words: Words, count: Counts, tree: Word, child: Word, above: Word, augmented: bool
+) -> None:
     """Restore the black height of ``child`` (may be 0) of ``above``, which lost a black node."""
     node = child
     parent = above
@@ -330,7 +353,7 @@ def balance_after_erase(words: Words, count: Counts, tree: Word, child: Word, ab
         if is_red(words, sibling):
             set_black(words, sibling)
             set_red(words, parent)
-            rotate(words, tree, parent, side, other)
+            rotate(words, tree, parent, side, other, augmented)
             sibling = words[parent + other]
             count[NODES_VISITED] += 1
         far = words[sibling + other]
@@ -346,13 +369,13 @@ def balance_after_erase(words: Words, count: Counts, tree: Word, child: Word, ab
         if not is_red(words, far):
             set_black(words, near)
             set_red(words, sibling)
-            rotate(words, tree, sibling, other, side)
+            rotate(words, tree, sibling, other, side, augmented)
             far = sibling
             sibling = near
         copy_colour(words, sibling, parent)
         set_black(words, parent)
         set_black(words, far)
-        rotate(words, tree, parent, side, other)
+        rotate(words, tree, parent, side, other, augmented)
         return
     if node != ZERO:
         set_black(words, node)
@@ -371,9 +394,9 @@ def take_place(words: Words, tree: Word, node: Word, heir: Word) -> None:
         set_parent(words, words[heir + N_RIGHT], heir)
 
 
-@kernel
-def rb_erase(words: Words, count: Counts, tree: Word, node: Word) -> None:
-    """Take ``node``, a node of this tree, out and free it. O(log n), O(1) amortised."""
+@inline
+def unhook(words: Words, count: Counts, tree: Word, node: Word, augmented: bool) -> None:
+    """Take ``node`` out of its tree and rebalance; it is not freed."""
     count[NODES_VISITED] += 1 if parent_of(words, node) == ZERO else 2
     left = words[node + N_LEFT]
     right = words[node + N_RIGHT]
@@ -396,8 +419,20 @@ def rb_erase(words: Words, count: Counts, tree: Word, node: Word) -> None:
         take_place(words, tree, node, heir)
         if parent == node:
             parent = heir
+    if augmented:
+        above = parent
+        while above != ZERO:
+            count[NODES_VISITED] += 1
+            refresh_end(words, above)
+            above = parent_of(words, above)
     if black:
-        balance_after_erase(words, count, tree, child, parent)
+        balance_after_erase(words, count, tree, child, parent, augmented)
+
+
+@kernel
+def rb_erase(words: Words, count: Counts, tree: Word, node: Word) -> None:
+    """Take ``node``, a node of this tree, out and free it. O(log n), O(1) amortised."""
+    unhook(words, count, tree, node, False)
     words[tree + T_ENTRIES] -= ONE
     node_free(words, NODE_CLASS, node)
     count[NODES_FREED] += 1

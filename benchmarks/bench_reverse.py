@@ -1,0 +1,246 @@
+"""``reverse_table`` against maple trees on the same keys: insert, removal of 4K, 2M and 1G, bytes a mapping.
+
+The peers are the kernel's own maple tree (``--peer PATH``, the program that ``maple_peer.c`` makes with a
+kernel tree; README.md says how) and the maple tree of ``designs/containers``. Keys are pages in runs of
+consecutive ones (geometric, mean 64) with as long holes, so half of the pages are mapped; inserted in random order, or run
+by run with the runs in random order. Times are thread CPU time, the three take turns, medians are shown.
+
+``reverse_table`` is measured twice at removal: ``erase`` is what the trees do too, finding the entries and dropping
+them (they are made stale first, so that the product's own unmap drops them and clears nothing); ``unmap`` is a whole
+notifier, which also clears the shadow descriptors and frees tables. ``unlink`` takes one leaf off by its descriptor.
+
+Usage: python benchmarks/bench_reverse.py [--peer PATH] [--repeat N] [--order random,runs] [LEAVES...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from bare_machine import bare_machine, map_pages, record_pages, unlink_words, unmap_pages
+
+from shadowmmu.compiled import U64, Counts, Word, Words, kernel
+from shadowmmu.designs.containers.maple import (
+    maple_bytes,
+    maple_create,
+    maple_erase,
+    maple_find,
+    maple_store,
+)
+from shadowmmu.designs.containers.pool import pool_reset
+from shadowmmu.designs.reverse_nodes import RT_BYTES, RT_ENTRIES
+from shadowmmu.designs.reverse_table import M_BROKEN, reverse_forget_mmu
+from shadowmmu.machine.counters import COUNTERS
+from shadowmmu.machine.state import State
+
+ONE = U64(1)
+ZERO = U64(0)
+SINGLES = 200_000
+MIDDLES = 200
+GIGA = 1 << 18
+Figures = dict[str, float]
+
+
+class Keys:
+    """What every structure is given: pages in the order of insertion, and what is removed."""
+
+    def __init__(self, leaves: int, order: str, sparse: bool = False) -> None:
+        """``leaves`` pages at half density; ``sparse``: one in each 2M instead."""
+        rng = np.random.default_rng(7)
+        if sparse:
+            pages = np.arange(leaves) * 512 + rng.integers(0, 512, leaves)
+            self.inserted = rng.permutation(pages).astype(np.uint64)
+            self.singles = self.middles = self.bigs = self.inserted[:0]
+            self.nested = np.argsort(np.argsort(self.inserted)).astype(np.uint64)
+            return
+        runs = leaves // 48 + 64
+        length, hole = rng.geometric(1 / 64, runs), rng.geometric(1 / 64, runs)
+        runs = int(np.searchsorted(np.cumsum(length), leaves)) + 1
+        length, hole = length[:runs], hole[:runs]
+        length[-1] -= length.sum() - leaves
+        starts = np.cumsum(length + hole) - length
+        if order == "random":
+            shuffled = np.arange(runs)
+        else:
+            shuffled = rng.permutation(runs)
+        length, starts = length[shuffled], starts[shuffled]
+        inside = np.arange(leaves) - np.repeat(np.cumsum(length) - length, length)
+        pages = np.repeat(starts, length) + inside
+        ranks = np.repeat(np.cumsum(length) - length, length) + inside
+        if order == "random":
+            mixed = rng.permutation(leaves)
+            pages, ranks = pages[mixed], ranks[mixed]
+        self.inserted, self.nested = pages.astype(np.uint64), ranks.astype(np.uint64)
+        self.singles = rng.choice(self.inserted, min(SINGLES, leaves // 8), replace=False)
+        blocks = np.unique(rng.choice(self.inserted, 2 * MIDDLES) >> U64(9))[:MIDDLES]
+        self.middles = rng.permutation(blocks << U64(9))
+        self.bigs = np.array([GIGA] if pages.max() >= 2 * GIGA else [], np.uint64)
+
+    def write(self, path: Path) -> None:
+        """The file ``maple_peer`` reads."""
+        parts = (self.inserted, np.ones_like(self.inserted), self.singles, self.middles, self.bigs)
+        head = [len(p) for p in (self.inserted, self.singles, self.middles, self.bigs)]
+        with path.open("wb") as file:
+            np.array(head, np.uint64).tofile(file)
+            for part in parts:
+                part.tofile(file)
+
+
+def timed(run: Callable[[], object], operations: int) -> tuple[float, object]:
+    """Nanoseconds of CPU time an operation, and what it returned."""
+    start = time.thread_time()
+    result = run()
+    return (time.thread_time() - start) / max(operations, 1) * 1e9, result
+
+
+def filled(keys: Keys, found: Figures) -> tuple[State, Words]:
+    """A machine that maps nested page n to the n-th canonical page, and the words of its leaves; record timed."""
+    leaves = len(keys.inserted)
+    span = int(keys.inserted.max()) + 1
+    state = bare_machine(leaves // 512 + leaves // (1 << 18) + 64, span + span // 128 + span // 8 + (1 << 20), 1)
+    words = np.zeros(leaves, np.uint64)
+    map_pages(state, 1, keys.nested, words)
+    found["insert"], _ = timed(lambda: record_pages(state, 1, keys.inserted, words), leaves)
+    return state, words
+
+
+def measure_reverse(keys: Keys) -> Figures:
+    """The product's reverse table on the product's tables; the nested pages are dense."""
+    leaves = len(keys.inserted)
+    found: Figures = {}
+    steps = (("4k", keys.singles, 1), ("2m", keys.middles, 512), ("1g", keys.bigs, GIGA))
+    state, _ = filled(keys, found)
+    found["bytes"] = int(state.rmap[RT_BYTES]) / leaves
+    found["bytes with side"] = found["bytes"] + 8
+    reverse_forget_mmu(state, 1)
+    state.mmus[1, M_BROKEN] = 0
+    entries = int(state.rmap[RT_ENTRIES])
+    for name, starts, pages in steps:
+        found[f"erase_{name}"], _ = timed(lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts))
+        entries, before = int(state.rmap[RT_ENTRIES]), entries
+        found[f"erase_{name}_met"] = float(before - entries)
+    del state
+    state, words = filled(keys, found)
+    for name, starts, pages in steps:
+        found[f"unmap_{name}"], removed = timed(lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts))
+        assert removed == found[f"erase_{name}_met"]
+    live = words[state.side[words] != 0][-SINGLES:]
+    found["unlink"], _ = timed(lambda: unlink_words(state, live), len(live))
+    return found
+
+
+@kernel
+def maple_insert_all(words: Words, count: Counts, tree: Word, keys: Words) -> int:
+    """Store each page; how many there was no room for."""
+    failed = 0
+    for i in range(len(keys)):
+        if not maple_store(words, count, tree, keys[i], keys[i], U64(i) + ONE):
+            failed += 1
+    return failed
+
+
+@kernel
+def maple_erase_all(words: Words, count: Counts, tree: Word, keys: Words) -> int:
+    """Erase each page; how many were there."""
+    met = 0
+    for i in range(len(keys)):
+        if maple_erase(words, count, tree, keys[i]).value != ZERO:
+            met += 1
+    return met
+
+
+@kernel
+def maple_take_all(words: Words, count: Counts, tree: Word, starts: Words, pages: int) -> int:
+    """Look at every entry of each range, then erase the range; how many there were."""
+    met = 0
+    for i in range(len(starts)):
+        last = starts[i] + U64(pages) - ONE
+        entry = maple_find(words, count, tree, starts[i], last)
+        while entry.value != ZERO:
+            met += 1
+            entry = maple_find(words, count, tree, entry.last + ONE, last)
+        maple_store(words, count, tree, starts[i], last, ZERO)
+    return met
+
+
+def measure_maple(keys: Keys) -> Figures:
+    """Our maple tree, compiled."""
+    leaves = len(keys.inserted)
+    words = np.empty(leaves * 8 + (1 << 20), np.uint64)
+    words.fill(0)
+    pool_reset(words)
+    count = np.zeros(COUNTERS, np.int64)
+    tree = U64(maple_create(words, U64(16)))
+    found: Figures = {}
+    found["insert"], failed = timed(lambda: maple_insert_all(words, count, tree, keys.inserted), leaves)
+    assert failed == 0
+    found["bytes"] = int(maple_bytes(words, tree)) / leaves
+    found["erase_4k"], met = timed(lambda: maple_erase_all(words, count, tree, keys.singles), len(keys.singles))
+    found["erase_4k_met"] = float(str(met))
+    for name, starts, pages in (("2m", keys.middles, 512), ("1g", keys.bigs, GIGA)):
+        found[f"erase_{name}"], met = timed(
+            lambda s=starts, p=pages: maple_take_all(words, count, tree, s, p), len(starts)
+        )
+        found[f"erase_{name}_met"] = float(str(met))
+    return found
+
+
+def measure_peer(peer: str, path: Path) -> Figures:
+    """The kernel's maple tree in a process of its own."""
+    answer = subprocess.run([peer, str(path)], check=True, capture_output=True, text=True).stdout
+    return {name: float(value) for name, value in (line.split() for line in answer.splitlines())}
+
+
+def compare(leaves: int, order: str, peer: str | None, repeat: int, sparse: bool = False) -> None:
+    """Print medians, and how many times dearer the trees are."""
+    keys = Keys(leaves, order, sparse)
+    measures: dict[str, Callable[[], Figures]] = {"reverse_table": lambda: measure_reverse(keys)}
+    if leaves <= 1 << 24:
+        measures["our maple"] = lambda: measure_maple(keys)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "keys"
+        if peer:
+            keys.write(path)
+            measures["C maple"] = lambda: measure_peer(peer, path)
+        runs: dict[str, list[Figures]] = {name: [] for name in measures}
+        for _ in range(repeat):
+            for name, measure in measures.items():
+                runs[name].append(measure())
+    medians = {
+        name: {what: statistics.median(run[what] for run in found) for what in found[0]}
+        for name, found in runs.items()
+    }
+    ours = medians["reverse_table"]
+    kind = "one page a 2M" if sparse else f"half density, {order} order"
+    print(f"\n{leaves:,} leaves, {kind}, medians of {repeat}, load {os.getloadavg()[0]:.1f}")
+    for what in ours:
+        cells = [f"{name} {found[what]:,.1f}" for name, found in medians.items() if what in found]
+        cells += [f"x{found[what] / ours[what]:.2f}" for name, found in medians.items()
+                  if name != "reverse_table" and what in found and ours[what] and "met" not in what]
+        print(f"  {what:16} " + "  ".join(cells), flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("leaves", nargs="*", type=int, default=[1 << 20, 1 << 24])
+    parser.add_argument("--peer")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--order", default="random,runs")
+    arguments = parser.parse_args()
+    compare(1 << 12, "random", None, 1)  # compiles
+    for leaves in arguments.leaves:
+        for order in arguments.order.split(","):
+            compare(leaves, order, arguments.peer, arguments.repeat)
+    compare(1 << 18, "random", arguments.peer, 1, sparse=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Leaves of ``reverse_table``: small while few pages of a block are mapped, a word a page when they are many.
+
+A *full* leaf has a word for each entry of the page table that stands there. A *small* one is a bag of
+items, each an index and a shadow descriptor in one word, in no order; an alias is one item more, so it needs
+no chain. A leaf starts with 8 words (two are its header), is promoted to twice as many when it is full, and
+at 64 words to a full one; it stays what it is until it is empty. The word that names a leaf says its
+size too, so nothing has to be read to know it.
+
+``NODES_VISITED`` counts eight words (a cache line) of a small leaf as one node, each word looked at of a full one.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from shadowmmu.arch.regime import Regime, level_shift
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.reverse_nodes import (
+    CHAIN,
+    NODE_HEADER,
+    PARENT,
+    RT_ENTRIES,
+    RT_FREE_LEAF,
+    RT_FREE_SMALL,
+    RT_ROOT,
+    USED,
+    child_slot,
+    drop_empty_nodes,
+    entry_index,
+    find_node,
+    give_node,
+    link_descriptor,
+    make_node,
+    node_words,
+    take_node,
+    unlink_descriptor,
+)
+from shadowmmu.machine.counters import NODES_VISITED
+from shadowmmu.machine.state import State
+
+LEAF_LEVEL: Final = 3
+
+# A child word over leaves: index of the node, and from bit 56 the logarithm of its words; 0: a full one.
+SIZE_SHIFT: Final = U64(56)
+NODE_INDEX: Final = U64((1 << 56) - 1)
+SMALLEST: Final = U64(3)
+LARGEST: Final = U64(6)
+"""64 words: a full leaf of 512 entries is 4.1 KiB, 65 bytes for each of the 63 items that call for it."""
+
+# An item: the index of the page in its leaf, from bit 48, and the descriptor. 0 is a free place.
+INDEX_SHIFT: Final = U64(48)
+DESCRIPTOR: Final = U64((1 << 48) - 1)
+
+LINE_WORDS: Final = U64(8)
+ZERO: Final = U64(0)
+ONE: Final = U64(1)
+
+
+@inline
+def is_small(child: Word) -> bool:
+    """Whether a child word names a small leaf."""
+    return bool(child >> SIZE_SHIFT != ZERO)
+
+
+@inline
+def leaf_node(child: Word) -> Word:
+    """The node a child word names."""
+    return child & NODE_INDEX
+
+
+@inline
+def small_end(child: Word) -> Word:
+    """The word after the last item of a small leaf."""
+    return (child & NODE_INDEX) + (ONE << (child >> SIZE_SHIFT))
+
+
+@inline
+def count_small(s: State, child: Word) -> None:
+    """Count the cache lines of a small leaf that is looked through."""
+    s.count[NODES_VISITED] += I64((ONE << (child >> SIZE_SHIFT)) // LINE_WORDS)
+
+
+@inline
+def small_list(size: Word) -> int:
+    """Free list of the small leaves of ``1 << size`` words."""
+    return RT_FREE_SMALL + I64(size - SMALLEST)
+
+
+@inline
+def free_leaf(s: State, r: Regime, child: Word) -> None:
+    """Give a leaf of either kind back."""
+    size = child >> SIZE_SHIFT
+    if size != ZERO:
+        give_node(s, leaf_node(child), ONE << size, small_list(size))
+    else:
+        give_node(s, child, node_words(r, LEAF_LEVEL), RT_FREE_LEAF)
+
+
+@kernel
+def new_small_leaf(s: State, parent: Word, place: Word, size: Word) -> Word:
+    """Hang an empty small leaf of ``1 << size`` words under ``place``; its child word."""
+    node = take_node(s, ONE << size, small_list(size))
+    s.rmap[node + PARENT] = parent
+    child = node | (size << SIZE_SHIFT)
+    s.rmap[place] = child
+    return child
+
+
+@inline
+def put_item(s: State, child: Word, item: Word) -> None:
+    """Put an item into a small leaf that has room: behind the last one, or where one went before."""
+    node = leaf_node(child)
+    used = s.rmap[node + USED]
+    at = node + NODE_HEADER + used
+    end = small_end(child)
+    while s.rmap[at] != ZERO:
+        at += ONE
+        if at == end:
+            at = node + NODE_HEADER
+    s.rmap[at] = item
+    s.rmap[node + USED] = used + ONE
+
+
+@kernel
+def promote_leaf(s: State, r: Regime, place: Word, child: Word) -> Word:
+    """Move a small leaf that has no room into one twice as large, or a full one; its child word."""
+    node = leaf_node(child)
+    parent = s.rmap[node + PARENT]
+    size = child >> SIZE_SHIFT
+    at = node + NODE_HEADER
+    end = small_end(child)
+    if size < LARGEST:
+        larger = new_small_leaf(s, parent, place, size + ONE)
+        while at < end:
+            put_item(s, larger, s.rmap[at])
+            at += ONE
+    else:
+        larger = take_node(s, node_words(r, LEAF_LEVEL), RT_FREE_LEAF)
+        s.rmap[larger + PARENT] = parent
+        s.rmap[place] = larger
+        while at < end:
+            item = s.rmap[at]
+            link_descriptor(s, larger, child_slot(larger, item >> INDEX_SHIFT), item & DESCRIPTOR)
+            s.rmap[RT_ENTRIES] -= ONE  # it moves, it does not join
+            at += ONE
+    free_leaf(s, r, child)
+    return larger
+
+
+@inline
+def leaf_place(s: State, r: Regime, canonical_ipa: Word) -> Word:
+    """Where the child word of the leaf over ``canonical_ipa`` stands, or 0. O(levels)."""
+    parent = find_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
+    if parent == ZERO:
+        return ZERO
+    s.count[NODES_VISITED] += 1
+    return child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
+
+
+@inline
+def leaf_link(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> None:
+    """Name ``descriptor`` under a page, making and promoting leaves as needed. O(levels), amortised."""
+    parent = make_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
+    s.count[NODES_VISITED] += 1
+    place = child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
+    child = s.rmap[place]
+    if child == ZERO:
+        child = new_small_leaf(s, parent, place, SMALLEST)
+        s.rmap[parent + USED] += ONE
+    elif is_small(child):
+        room = (ONE << (child >> SIZE_SHIFT)) - NODE_HEADER
+        if s.rmap[leaf_node(child) + USED] == room:
+            child = promote_leaf(s, r, place, child)
+    index = entry_index(r, LEAF_LEVEL, canonical_ipa)
+    if is_small(child):
+        put_item(s, child, (index << INDEX_SHIFT) | descriptor)
+        s.rmap[RT_ENTRIES] += ONE
+    else:
+        link_descriptor(s, child, child_slot(child, index), descriptor)
+
+
+@inline
+def find_item(s: State, child: Word, item: Word) -> Word:
+    """Where ``item`` stands in a small leaf, or 0. O(items)."""
+    count_small(s, child)
+    at = leaf_node(child) + NODE_HEADER
+    end = small_end(child)
+    while at < end and s.rmap[at] != item:
+        at += ONE
+    return at if at < end else ZERO
+
+
+@kernel
+def drop_leaf(s: State, r: Regime, place: Word, canonical_ipa: Word) -> None:
+    """Free the leaf at ``place`` if nothing is left in it, and what that leaves empty above."""
+    child = s.rmap[place]
+    node = leaf_node(child)
+    if child == ZERO or s.rmap[node + USED] != ZERO:
+        return
+    parent = s.rmap[node + PARENT]
+    free_leaf(s, r, child)
+    s.rmap[place] = ZERO
+    s.rmap[parent + USED] -= ONE
+    drop_empty_nodes(s, r, parent, LEAF_LEVEL - 1, canonical_ipa)
+
+
+@kernel
+def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> None:
+    """Take ``descriptor`` off what a page names. O(levels + aliases); nothing happens if it is not there."""
+    place = leaf_place(s, r, canonical_ipa)
+    if place == ZERO or s.rmap[place] == ZERO:
+        return
+    child = s.rmap[place]
+    index = entry_index(r, LEAF_LEVEL, canonical_ipa)
+    if is_small(child):
+        at = find_item(s, child, (index << INDEX_SHIFT) | descriptor)
+        if at == ZERO:
+            return
+        s.rmap[at] = ZERO
+        s.rmap[leaf_node(child) + USED] -= ONE
+        s.rmap[RT_ENTRIES] -= ONE
+    else:
+        unlink_descriptor(s, child, child_slot(child, index), descriptor)
+    drop_leaf(s, r, place, canonical_ipa)
+
+
+@kernel
+def leaf_names(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> bool:
+    """Whether a page names ``descriptor``. O(levels + aliases)."""
+    place = leaf_place(s, r, canonical_ipa)
+    if place == ZERO or s.rmap[place] == ZERO:
+        return False
+    child = s.rmap[place]
+    index = entry_index(r, LEAF_LEVEL, canonical_ipa)
+    if is_small(child):
+        return find_item(s, child, (index << INDEX_SHIFT) | descriptor) != ZERO
+    return word_names(s, s.rmap[child_slot(child, index)], descriptor)
+
+
+@kernel
+def word_names(s: State, named: Word, descriptor: Word) -> bool:
+    """Whether a record word is ``descriptor``, or a chain with it. O(aliases)."""
+    while named & CHAIN != ZERO:
+        at = named & ~CHAIN
+        if s.rmap[at] == descriptor:
+            return True
+        named = s.rmap[at + ONE]
+    return named == descriptor
+
+
+@kernel
+def sort_small(s: State, child: Word) -> None:
+    """Bring the items of a small leaf into the order of their pages, free places last.
+
+    Under the lock for write only. An insertion sort: linear when they came in order, as they mostly do.
+    """
+    first = leaf_node(child) + NODE_HEADER
+    end = small_end(child)
+    sorted_end = first
+    at = first
+    while at < end:
+        item = s.rmap[at]
+        if item != ZERO:
+            s.rmap[at] = ZERO
+            to = sorted_end
+            while to > first and s.rmap[to - ONE] > item:
+                s.rmap[to] = s.rmap[to - ONE]
+                to -= ONE
+            s.rmap[to] = item
+            sorted_end += ONE
+        at += ONE
+
+
+class LeafPlace(NamedTuple):
+    """A leaf and where it hangs."""
+
+    place: Word
+    """0: there is none."""
+    canonical_ipa: Word
+    """First address of the part of the range it covers."""
+    last: Word
+    """End of that part."""
+
+
+@kernel
+def next_leaf_place(s: State, r: Regime, start: Word, end: Word) -> LeafPlace:
+    """The first leaf that covers part of [start, end). O(levels + words passed)."""
+    shift = U64(level_shift(r, LEAF_LEVEL - 1))
+    ipa = start
+    while ipa < end:
+        node = s.rmap[RT_ROOT]
+        at = r.start_level
+        while at < LEAF_LEVEL - 1 and node != ZERO:
+            s.count[NODES_VISITED] += 1
+            node = s.rmap[child_slot(node, entry_index(r, at, ipa))]
+            at += 1
+        span = U64(level_shift(r, at - 1)) if at > r.start_level else U64(63)
+        beyond = ((ipa >> span) + ONE) << span
+        if node == ZERO:
+            ipa = beyond
+            continue
+        place = child_slot(node, entry_index(r, LEAF_LEVEL - 1, ipa))
+        while ipa < end and ipa < beyond:
+            s.count[NODES_VISITED] += 1
+            after = ((ipa >> shift) + ONE) << shift
+            if s.rmap[place] != ZERO:
+                return LeafPlace(place, ipa, after if after < end else end)
+            place += ONE
+            ipa = after
+    return LeafPlace(ZERO, end, end)

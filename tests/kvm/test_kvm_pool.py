@@ -129,19 +129,25 @@ def random_script(seed: int) -> str:
     pick = random.Random(seed)
     roots = 6
     lines = [START, *(tenant(vmid) for vmid in range(1, roots + 1))]
+    stage2 = [1, 1]
     for _ in range(60):
-        at = f"@{pick.randrange(2)} "
+        vcpu = pick.randrange(2)
+        at = f"@{vcpu} "
         root = 0x4010_0000 + 5 * PAGE * pick.randrange(roots)
         va = (pick.randrange(1, roots + 1) << 32) + pick.randrange(4) * PAGE
-        lines += pick.choice(
+        switched = pick.randrange(2)
+        does = pick.choice(
             (
                 [f"{at}s2 {root:#x} {pick.randrange(1, 4)}", f"{at}touch r {va:#x}"],
                 [f"{at}touch w {va:#x} 4096 2"],
-                [f"{at}vm {pick.randrange(2)}", f"{at}touch r {va:#x}"],
+                [f"{at}vm {switched}", f"{at}touch r {va:#x}"],
                 [f"{at}tlbi {pick.choice((4, 5))}"],
                 [f"dontneed {0x4100_0000 + pick.randrange(4) * PAGE:#x} 4k"],
             )
         )
+        if " vm " in does[0]:
+            stage2[vcpu] = switched
+        lines += [f"codeat {0x1_0000 if stage2[vcpu] else 0x4005_0000:#x}", *does]
     return "\n".join(lines)
 
 

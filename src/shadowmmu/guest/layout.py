@@ -27,6 +27,8 @@ G_MEMORY: Final = R_GUEST + 5
 PC_LOAD: Final = U64(0x18)
 PC_STORE: Final = U64(0x24)
 PC_AFTER_HVC: Final = U64(0x40)
+L2_VECTOR: Final = U64(0x200)
+"""Where L2 takes an exception of its own: VBAR_EL1 is 0, the vector of a synchronous one from EL1."""
 REGISTER_LOAD: Final = 5
 REGISTER_STORE: Final = 4
 ESR_HVC: Final = U64(0x5A00_0000)

@@ -8,6 +8,7 @@ from shadowmmu.compiled import I64, Words, kernel
 from shadowmmu.events.schema import CACHES, ENTER, RESET, SCHEDULE
 from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import answer_mailbox, boot_l1, switch_from_l2, switch_to_l2
+from shadowmmu.guest.layout import PC_HVC, PC_STAY, PC_WFI
 from shadowmmu.guest.l2 import fetch, leave_l2, stand_in_l2
 from shadowmmu.kvm.caches import cache_operation, flush_shadow_all
 from shadowmmu.kvm.layout import BOOTED, IN_L2, V_ELR
@@ -22,10 +23,10 @@ from shadowmmu.kvm.vcpu import (
 from shadowmmu.machine.state import State
 
 OPERAND: Final = 1
-RESUME: Final = 0
 PREEMPT: Final = 1
 WFI: Final = 2
 EXIT: Final = 3
+LOAD: Final = 4
 
 
 @kernel
@@ -45,7 +46,7 @@ def bring_to_l1(s: State, vcpu: int) -> None:
     if vcpu_state(s, vcpu, IN_L2):
         put_vcpu(s, vcpu, False)
         resume_vcpu(s, vcpu)
-        fetch(s, vcpu, s.vcpus[vcpu, V_ELR])
+        fetch(s, vcpu, s.vcpus[vcpu, V_ELR] + PC_HVC)
         return_to_l1(s, vcpu)
     resume_vcpu(s, vcpu)
     if not vcpu_state(s, vcpu, BOOTED):
@@ -63,18 +64,24 @@ def enter_to_stay(s: State, vcpu: int, op: Words) -> bool:
 
 
 @kernel
-def take_turn(s: State, vcpu: int, turn: int) -> None:
-    """A vCPU gets or loses its CPU."""
-    if turn == RESUME:
-        resume_vcpu(s, vcpu)
-    elif turn == PREEMPT:
+def take_turn(s: State, vcpu: int, turn: int) -> bool:
+    """A vCPU gets or loses its CPU; False if it gets it and makes no progress."""
+    if turn == PREEMPT:
         put_vcpu(s, vcpu, True)
-    elif turn == WFI:
-        wait_for_interrupt(s, vcpu)
     elif turn == EXIT:
         put_vcpu(s, vcpu, False)
-    else:
+    elif turn == LOAD:
         load_vcpu(s, vcpu)
+    else:
+        resume_vcpu(s, vcpu)
+        if vcpu_state(s, vcpu, IN_L2):
+            outcome = fetch(s, vcpu, s.vcpus[vcpu, V_ELR] + (PC_WFI if turn == WFI else PC_STAY))
+            if outcome != DONE:
+                return_to_l1(s, vcpu)
+                return outcome != STUCK
+        if turn == WFI:
+            wait_for_interrupt(s, vcpu)
+    return True
 
 
 @kernel
@@ -91,8 +98,8 @@ def vcpu_action(s: State, kind: int, vcpu: int, op: Words) -> bool:
     if kind == ENTER:
         return enter_to_stay(s, vcpu, op)
     if kind == SCHEDULE:
-        take_turn(s, vcpu, I64(op[OPERAND]))
-    elif kind == RESET:
+        return take_turn(s, vcpu, I64(op[OPERAND]))
+    if kind == RESET:
         reset_vcpu(s, vcpu)
     elif kind == CACHES:
         cache_operation(s, vcpu, I64(op[OPERAND]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from shadowmmu.arch.fault import EXECUTE, WRITE
 from shadowmmu.compiled import Word, kernel
 from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, try_access
-from shadowmmu.guest.layout import ESR_HVC, L2_VECTOR, PC_AFTER_HVC, PC_LOAD, PC_STORE
+from shadowmmu.guest.layout import ESR_HVC, L2_VECTOR, PC_AFTER_HVC, PC_LOAD, PC_STAY, PC_STORE
 from shadowmmu.kvm.layout import INJECTED, OWN_FAULT, RESUME, V_ELR, V_ESR
 from shadowmmu.kvm.pool import load_canonical, load_shadow
 from shadowmmu.machine.state import State
@@ -73,13 +73,13 @@ def stand_in_l2(s: State, vcpu: int, code_ipa: Word) -> int:
     """L2 is entered, fetches its code and stays: DONE, or INJECTED or STUCK if it cannot even fetch it."""
     enter_l2(s, vcpu)
     s.vcpus[vcpu, V_ELR] = code_ipa
-    return fetch(s, vcpu, code_ipa)
+    return fetch(s, vcpu, code_ipa + PC_STAY)
 
 
 @kernel
-def fetch(s: State, vcpu: int, code_ipa: Word) -> int:
-    """L2 fetches from its code page until it can: DONE, INJECTED, or STUCK."""
-    outcome = access_until_done(s, vcpu, code_ipa, EXECUTE)
+def fetch(s: State, vcpu: int, pc: Word) -> int:
+    """L2 fetches the instruction at ``pc`` until it can: DONE, INJECTED, or STUCK."""
+    outcome = access_until_done(s, vcpu, pc, EXECUTE)
     return take_exception(s, vcpu) if outcome == OWN_FAULT else outcome
 
 

@@ -28,6 +28,15 @@ static struct place {
 	u64 code;
 } places[MOST_VCPUS];
 
+/* Tell the reader of the trace who runs now, where no ERET and no exception does. */
+static int told;
+
+static void tell(const char *level)
+{
+	if (told)
+		append_to_file(TRACING "trace_marker", level);
+}
+
 static struct place *here(void)
 {
 	return &places[vm.current];
@@ -90,6 +99,7 @@ int continue_l2(u64 pc, const u64 *x)
 		set_register(vm.vcpu, X(i), x[i]);
 	set_register(vm.vcpu, PC, pc);
 	p->in_l2 = 0;
+	tell("(L2)");
 	run_vcpu(vm.vcpu, vm.run, 0);
 	return 1;
 }
@@ -103,9 +113,11 @@ void vcpu_to_l1(void)
 	if (!p->booted && (vm.current || p->reset)) {
 		set_register(vm.vcpu, X(0), vm.current);
 		set_register(vm.vcpu, PC, RAM_BASE);
+		tell("(L1)");
 		run_vcpu(vm.vcpu, vm.run, 0);
 	}
 	p->booted = 1;
+	tell("(L1)");
 }
 
 static void select_vcpu(int n)
@@ -136,9 +148,11 @@ int vcpu_command(char **word, u64 l2_code)
 
 	if (!p->run)
 		p->run = vm.run;
-	if (!strcmp(c, "vcpu"))
+	if (!strcmp(c, "vcpu")) {
+		told = 1;
 		select_vcpu(atoi(word[1]));
-	else if (!strcmp(c, "enter")) {
+	} else if (!strcmp(c, "enter")) {
+		told = 1;
 		ask(CMD_RUN, 6, 0UL, 0UL, 0UL, 0UL, 0UL, l2_code + L2_STAY);
 		p->code = l2_code;
 		p->in_l2 = 1;
@@ -150,12 +164,14 @@ int vcpu_command(char **word, u64 l2_code)
 			take_out(p);
 		if (p->in_l2 && !p->runs) {
 			set_register(vm.vcpu, PC, p->code + L2_STAY);
+			tell("(L2)");
 			let_run(p);
 		}
 	} else if (!strcmp(c, "wfi")) {
 		take_out(p);
 		if (p->in_l2) {
 			set_register(vm.vcpu, PC, p->code + L2_WFI);
+			tell("(L2)");
 			let_run(p);
 			p->waits = 1;
 		}

@@ -179,6 +179,9 @@ int vcpu_command(char **word, u64 l2_code)
 		struct kvm_vcpu_init init = vm.init;
 
 		take_out(p);
+		p->run->immediate_exit = 1;	/* so that the store to the doorbell ends before PC is set */
+		ioctl(vm.vcpu, KVM_RUN, 0);
+		p->run->immediate_exit = 0;
 		checked_ioctl(vm.vcpu, KVM_ARM_VCPU_INIT, &init, "VCPU_INIT");
 		p->booted = p->in_l2 = 0;
 		p->reset = 1;

@@ -58,18 +58,17 @@ def test_the_fifth_tenant_of_four_takes_the_first_ones_place() -> None:
     vm.references()
 
 
-def preempted(vm: Vm, vcpu: int, mmu: int) -> None:
-    """The vCPU was scheduled out inside L2: it keeps its MMU and its reference."""
-    vm.state.vcpus[vcpu, V_HW_MMU] = mmu
-    vm.state.mmus[mmu, M_REFCNT] += 1
-
-
-def test_an_mmu_with_a_reference_is_skipped() -> None:
-    vm = Vm(START + tenant(1) + "".join(tenant(vmid, 1) for vmid in (2, 3, 4, 5, 6))).to("t1")
-    preempted(vm, 0, 1)
-    vm.end()
-    assert vmids(vm) == [1, 5, 6, 4]
-    vm.references()
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [("nop", [5, 6, 3, 4]), ("enter", [1, 5, 6, 4]), ("enter\npreempt", [1, 5, 6, 4])]
+    + [(f"enter\n{turn}", [5, 6, 3, 4]) for turn in ("exit", "wfi", "preempt\nexit")],
+)
+def test_an_mmu_with_a_reference_is_skipped(turn: str, expected: list[int]) -> None:
+    vm = Vm(START + tenant(1) + turn + "\n" + "".join(tenant(vmid, 1) for vmid in (2, 3, 4, 5, 6))).end()
+    assert vmids(vm) == expected, "script C7 (b)"
+    held = 1 in expected
+    assert int(vm.state.mmus[1, M_REFCNT]) == held
+    assert (int(vm.state.vcpus[0, V_HW_MMU]) == 1) == held
 
 
 def test_every_vcpu_that_finds_a_recycled_mmu_is_asked_to_wipe_it() -> None:

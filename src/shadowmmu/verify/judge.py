@@ -121,7 +121,8 @@ def describe(executor: Executor, event: int, finding: Finding) -> list[str]:
     if not scenario.events[event]["line"]:
         lines.append(f"         {format_event(scenario, event)}")
     if int(finding.rule) in POOL_RULES:
-        return [*lines, f"  pool   {whose(executor.state, int(finding.mmu))}"]
+        references = int(executor.state.mmus[int(finding.mmu), M_REFCNT])
+        return [*lines, f"  pool   {whose(executor.state, int(finding.mmu))}, {references} references"]
     if not int(finding.word):
         return lines
     if not int(finding.size):
@@ -130,9 +131,9 @@ def describe(executor: Executor, event: int, finding: Finding) -> list[str]:
 
 
 def whose(state: State, mmu: int) -> str:
-    """A shadow MMU by its file's name and its tenant, with its references."""
+    """A shadow MMU by its file's name and its tenant."""
     row = state.mmus[mmu]
-    return f"nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x}, {int(row[M_REFCNT])} references)"
+    return f"nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x})"
 
 
 def leaf_lines(state: State, finding: Finding) -> list[str]:

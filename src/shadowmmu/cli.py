@@ -124,7 +124,11 @@ def cli(debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write report.html here.")
 @click.option("--ipa-bits", type=NUMBER, help="IPA limit of the host, for scenarios and storms.")
-@click.option("--tlbirange/--no-tlbirange", default=True, help="The host has FEAT_TLBIRANGE, or not; not of recorded runs.")
+@click.option(
+    "--tlbirange/--no-tlbirange",
+    default=True,
+    help="The host has FEAT_TLBIRANGE, or not; not of recorded runs.",
+)
 @click.option("--fwb/--no-fwb", default=True, help="The host has FEAT_S2FWB, or not; not of recorded runs.")
 @click.option("--seed", type=NUMBER, help="Seed of the storm.")
 @click.option("--leaves", type=NUMBER, help="Shadow leaves of the storm, over all its MMUs.")

@@ -99,8 +99,10 @@ def test_l1_works_on_after_whatever_its_vcpu_did() -> None:
 
 
 def test_an_entry_that_l1_does_not_map_ends_in_l1() -> None:
-    for script in ("s2 new 1\nenter", "s2 new 1\ncode\nenter\npreempt\n@1 s2 0x40100000 1\n@1 unmap 0x10000 4k 3"
-                   "\n@1 tlbi 4\nresume"):
+    for script in (
+        "s2 new 1\nenter",
+        "s2 new 1\ncode\nenter\npreempt\n@1 s2 0x40100000 1\n@1 unmap 0x10000 4k 3\n@1 tlbi 4\nresume",
+    ):
         vm = Vm(START + script).end()
         assert int(vm.state.vcpus[0, V_STATE] & IN_L2) == 0
         assert vm.log("inject_s2")[-1]["far"] == 0x1_0044, "where L2 stays in its page"
@@ -147,9 +149,11 @@ def test_every_vcpu_that_loads_a_recycled_mmu_waits_for_its_wipe() -> None:
     assert vm.state.vcpus[:, V_HW_MMU].tolist() == [mmu, mmu]
     assert vm.state.vcpus[:, V_REQUESTS].tolist() == [1, 1], "each is asked"
     assert int(vm.state.mmus[mmu, M_REFCNT]) == 2
-    assert vm.state.mmus[mmu, M_PENDING] and vm.count(WIPES) == 0
+    assert vm.state.mmus[mmu, M_PENDING]
+    assert vm.count(WIPES) == 0
     vm.to("second")
-    assert vm.count(WIPES) == 1 and not vm.state.mmus[mmu, M_PENDING]
+    assert vm.count(WIPES) == 1
+    assert not vm.state.mmus[mmu, M_PENDING]
     assert holds(vm, 0) == (mmu, int(IN_L2)), "the other still waits"
     vm.to("both")
     assert vm.count(WIPES) == 1, "its request is void"
@@ -193,7 +197,9 @@ def test_a_notifier_before_the_wipe_clears_the_former_tenants_leaves() -> None:
 
 
 def test_an_exit_to_the_vmm_gives_up_the_mmu_and_finds_it_again() -> None:
-    script = START + f"s2 new 1\ncode\nmap {NESTED:#x} 0x60000000 4k 3 rw\ntouch r {NESTED:#x} 8 0\nmark here\n"
+    script = (
+        START + f"s2 new 1\ncode\nmap {NESTED:#x} 0x60000000 4k 3 rw\ntouch r {NESTED:#x} 8 0\nmark here\n"
+    )
     vm = Vm(script + f"touch r {NESTED:#x}\n").to("here")
     locks = vm.count(LOCK_WRITE)
     vm.end()
@@ -233,7 +239,8 @@ def test_an_mmu_that_is_still_referenced_is_leaked_on_purpose() -> None:
     vm.state.mmus[1, M_REFCNT] = 1
     flush_shadow_all(vm.state)
     assert vm.count(MMUS_LEAKED) == 1
-    assert len(vm.sizes(1)) == 4 and not vm.state.mmus[1, M_VTTBR] & CNP
+    assert len(vm.sizes(1)) == 4
+    assert not vm.state.mmus[1, M_VTTBR] & CNP
     assert vm.leaves(2) == {}
 
 
@@ -247,7 +254,15 @@ def test_random_turns_keep_every_rule() -> None:
             lines.append(
                 pick.choice(
                     (
-                        "enter", "enter", "preempt", "wfi", "exit", "load", "load", "resume", "reset",
+                        "enter",
+                        "enter",
+                        "preempt",
+                        "wfi",
+                        "exit",
+                        "load",
+                        "load",
+                        "resume",
+                        "reset",
                         f"s2 {root(n):#x} {n}\nenter\nexit",
                         f"s2 {root(n):#x} {n}\ntouch w {NESTED:#x} 4096 4",
                         f"dontneed {DATA + pick.randrange(4) * PAGE:#x} 4k",

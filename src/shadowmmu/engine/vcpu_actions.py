@@ -8,8 +8,8 @@ from shadowmmu.compiled import I64, Words, kernel
 from shadowmmu.events.schema import CACHES, ENTER, RESET, SCHEDULE
 from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import answer_mailbox, boot_l1, switch_from_l2, switch_to_l2
-from shadowmmu.guest.layout import PC_HVC, PC_STAY, PC_WFI
 from shadowmmu.guest.l2 import fetch, leave_l2, stand_in_l2
+from shadowmmu.guest.layout import PC_HVC, PC_STAY, PC_WFI
 from shadowmmu.kvm.caches import cache_operation, flush_shadow_all
 from shadowmmu.kvm.layout import BOOTED, IN_L2, V_ELR
 from shadowmmu.kvm.vcpu import (
@@ -55,7 +55,7 @@ def bring_to_l1(s: State, vcpu: int) -> None:
 
 @kernel
 def enter_to_stay(s: State, vcpu: int, op: Words) -> bool:
-    """L1 enters L2, which stays on its code page; False if it makes no progress. L1 takes a fault of its table."""
+    """L1 enters L2, which stays, unless its first fetch is a fault of L1's; False if it makes no progress."""
     switch_to_l2(s, vcpu)
     outcome = stand_in_l2(s, vcpu, op[OPERAND])
     if outcome != DONE:

@@ -28,7 +28,7 @@ _BARE = {
 def format_event(scenario: Scenario, index: int) -> str:
     """Event ``index`` as a line of the scenario language (without newline).
 
-    What the language keeps between lines (VTCR_EL2 of ``s2``, the code address of ``touch``, the vCPU) is not shown;
+    What the language keeps between lines (VTCR_EL2, L2's code address, the vCPU) is not shown;
     ``write_script`` adds it. Raises IndexError, and ValueError for an event the language cannot say.
     """
     row = scenario.events[index]

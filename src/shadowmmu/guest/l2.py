@@ -61,10 +61,7 @@ def take_exception(s: State, vcpu: int) -> int:
     VBAR_EL1 is 0 out of reset, so the fetch is at nested IPA 0x200. INJECTED if L1 does not map it, and else
     STUCK: what stands there would be executed, and it is not known.
     """
-    for _attempt in range(TRIES):
-        outcome = try_access(s, vcpu, L2_VECTOR, EXECUTE, L2_VECTOR)
-        if outcome != RESUME:
-            break
+    outcome = access_until_done(s, vcpu, L2_VECTOR, EXECUTE)
     return outcome if outcome == INJECTED else STUCK
 
 

@@ -57,7 +57,7 @@ def unmap_vm(s: State) -> None:
 
 @kernel
 def unmap_slot(s: State, slot: int) -> None:
-    """Take what the VMAs under one memslot back out of the canonical table. Mirrors ``stage2_unmap_memslot``."""
+    """Unmap what VMAs back under one memslot from the canonical table. Mirrors ``stage2_unmap_memslot``."""
     first = s.slots[slot, S_HVA]
     last = first + s.slots[slot, S_SIZE]
     hva = first

@@ -39,9 +39,9 @@ from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.kvm.layout import (
     EAGAIN,
     EFAULT_EXIT,
+    IN_L2,
     INJECTED,
     K_IN_PROGRESS,
-    IN_L2,
     K_SEQ,
     MMIO_EXIT,
     ONE,
@@ -134,11 +134,11 @@ def inject_fault(s: State, vcpu: int, abort: Abort, kind: int, level: int) -> in
 
 @inline
 def inject_own(s: State, vcpu: int, abort: Abort, kind: int) -> int:
-    """Give an abort to the exception level that took it. Mirrors ``kvm_inject_size_fault``, ``kvm_inject_sea``.
+    """Give an abort to the level that took it. Mirrors ``kvm_inject_size_fault``, ``kvm_inject_sea``, 7.3.4.
 
     An address that is too large is an address-size fault, level 0, beyond the host's limit, and an external
     abort between the VM's and the host's; a fetch from no memslot is an external abort. For L2 all go to its
-    EL1: the L1 here never sets HCR_EL2.TEA. Seen on the rig (``vcpus/beyond-limit``, ``vcpus/fetch-nowhere``).
+    EL1: the L1 here never sets HCR_EL2.TEA. Seen on the rig (``vcpus/beyond-limit``, ``fetch-nowhere``).
     """
     ec = EC_INSTRUCTION_CURRENT if abort.access == EXECUTE else EC_DATA_CURRENT
     esr = (ec << ESR_EC_SHIFT) | ESR_IL | fault_status(kind, 0)

@@ -8,7 +8,7 @@ are by reading.
 
 from __future__ import annotations
 
-from shadowmmu.compiled import inline, kernel
+from shadowmmu.compiled import Word, inline, kernel
 from shadowmmu.kvm.caches import unmap_vm
 from shadowmmu.kvm.layout import (
     BOOTED,
@@ -28,7 +28,7 @@ from shadowmmu.machine.state import R_FWB, State
 
 
 @inline
-def vcpu_state(s: State, vcpu: int, bit: int) -> bool:
+def vcpu_state(s: State, vcpu: int, bit: Word) -> bool:
     """Whether ``bit`` of the vCPU's state is set."""
     return s.vcpus[vcpu, V_STATE] & bit != ZERO
 
@@ -91,4 +91,3 @@ def init_vcpu(s: State, vcpu: int) -> None:
     s.vcpus[vcpu, V_HCR] = s.regs[K_BOOT_HCR]
     s.vcpus[vcpu, V_VTTBR] = ZERO
     s.vcpus[vcpu, V_VTCR] = ZERO
-

@@ -1,7 +1,7 @@
 """The rules about the pool of shadow MMUs, as one compiled pass over MMUs and vCPUs.
 
 A8   single tenancy: at most one valid MMU answers to a (VTTBR, VTCR, HCR.VM), to a VMID where stage 2 is off
-A9   references: an MMU has as many as there are vCPUs that hold it, and none of them holds one without a tenant
+A9   references: an MMU has as many as there are vCPUs that hold it, and one without tenant has none
 A10  wipe before run: no vCPU is in the guest with an MMU whose former tenant's leaves are still there
 """
 

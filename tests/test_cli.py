@@ -143,6 +143,13 @@ def test_standard_input_is_a_scenario() -> None:
     assert "0x0000000080000000-0x0000000080001000           4K 3   R W PXNUXN AF" in done.stdout
 
 
+def test_a_host_without_features_can_be_asked_for() -> None:
+    done = shadowmmu("run", "-", "--ipa-bits", "40", "--no-fwb", "--no-tlbirange", stdin=TINY)
+    assert done.returncode == cli.HOLDS, done.stderr
+    assert "no FEAT_TLBIRANGE, no FEAT_S2FWB" in done.stdout
+    assert "cache_cleans" in done.stdout
+
+
 def test_run_saves_its_witness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert code_of(["run", "mid-block", "--design", "rbtree_2024"]) == cli.REFUTED

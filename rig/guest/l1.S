@@ -7,7 +7,8 @@
 	.section .text.start, "ax"
 	.global _start
 _start:
-	ldr	x1, =0x40040000			/* STACK_TOP */
+	ldr	x1, =0x40040000			/* STACK_TOP; x0: which vCPU this is */
+	sub	x1, x1, x0, lsl #9
 	mov	sp, x1
 	adr	x2, vectors
 	msr	vbar_el2, x2
@@ -109,5 +110,8 @@ l2_code:
 	b.ne	1b
 9:	hvc	#0
 	b	9b
+8:	b	8b				/* L2_STAY: L2 is left where it is */
+	wfi					/* L2_WFI */
+	b	8b
 l2_code_end:
 	.ltorg

@@ -9,6 +9,10 @@ typedef unsigned long u64;
 #define L2_CODE		(RAM_BASE + 0x50000UL)	/* one page: L2's payload */
 #define MAILBOX		(RAM_BASE + 0x60000UL)
 #define TABLE_POOL	(RAM_BASE + 0x100000UL)	/* L1's stage-2 tables, one page after the other */
+#define L2_HVC		0x3cUL			/* where in its page: its last HVC, its endless loop, its WFI */
+#define L2_STAY		0x44UL
+#define L2_WFI		0x48UL
+#define MOST_VCPUS	8			/* that have room for L1's stack */
 #define DOORBELL	0x09000000UL		/* no memslot: a store here leaves to the VMM */
 
 #define L2_CODE_NESTED	0x10000UL		/* nested IPA of L2's payload unless a script says otherwise */

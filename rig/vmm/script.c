@@ -79,7 +79,11 @@ static void touch(char **word, int count)
 {
 	u64 va = number(word[2]), stride = number(word[3]), times = count > 4 ? number(word[4]) : 1;
 	u64 operation = word[1][0] == 'w' ? 1 : word[1][0] == 'x' ? 2 : 0, begun = now();
-	struct mailbox *m = l1(CMD_RUN, 6, va, stride, times, operation, va ^ 0x5a5aUL, l2_code);
+	const u64 x[] = { va, stride, times, operation, va ^ 0x5a5aUL };
+	struct mailbox *m = vm.mailbox;
+
+	if (!continue_l2(l2_code, x))
+		m = l1(CMD_RUN, 6, x[0], x[1], x[2], x[3], x[4], l2_code);
 
 	printf("touch %s addr=%#lx stride=%#lx count=%lu : esr=%#lx far=%#lx hpfar=%#lx elr=%#lx left=%lu "
 	       "sum=%#lx ns=%lu\n", word[1], va, stride, times, m->result[0], m->result[1], m->result[2],
@@ -196,7 +200,7 @@ static void execute(char **word, int count, char *line)
 		vtcr = number(word[1]);
 	else if (!strcmp(c, "codeat"))
 		l2_code = number(word[1]);
-	else if (!guest_command(word, count) && !vmm_command(word, count, line) &&
+	else if (!vcpu_command(word, l2_code) && !guest_command(word, count) && !vmm_command(word, count, line) &&
 		 !change_memory(c, number(word[1]), number(word[2]), word[3]))
 		die("no command %s", c);
 }

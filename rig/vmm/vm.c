@@ -59,61 +59,76 @@ void set_slot(u64 size)
 }
 
 /* One exit of KVM_RUN that was MMIO; 1 when it was the doorbell. */
-static int mmio(void)
+static int mmio(struct kvm_run *run)
 {
 	static int faults;
-	u64 at = vm.run->mmio.phys_addr;
+	u64 at = run->mmio.phys_addr;
 
 	if (at == DOORBELL)
 		return 1;
 	if (at == DOORBELL + 8) {
-		printf("L1EXC addr=%lx data=%llx\n", at, *(__u64 *)vm.run->mmio.data);
+		printf("L1EXC addr=%lx data=%llx\n", at, *(__u64 *)run->mmio.data);
 		if (++faults == MOST_L1_FAULTS)
 			die("L1 took an exception (syndrome, PC and address above)");
 		return 0;
 	}
-	printf("MMIO addr=%#lx len=%d write=%d\n", at, vm.run->mmio.len, vm.run->mmio.is_write);
-	if (!vm.run->mmio.is_write)
-		memset(vm.run->mmio.data, 0, sizeof(vm.run->mmio.data));
+	printf("MMIO addr=%#lx len=%d write=%d\n", at, run->mmio.len, run->mmio.is_write);
+	if (!run->mmio.is_write)
+		memset(run->mmio.data, 0, sizeof(run->mmio.data));
 	return 0;
 }
 
-/* Run L1 until it asks for the next command. */
-static void run_l1(void)
+/* Run a vCPU until L1 asks for the next command: 1; or until a signal if it "stays": 0. */
+int run_vcpu(int vcpu, struct kvm_run *run, int stays)
 {
 	for (;;) {
-		if (ioctl(vm.vcpu, KVM_RUN, 0) < 0) {
+		if (ioctl(vcpu, KVM_RUN, 0) < 0) {
+			if (errno == EINTR && stays)
+				return 0;
 			if (errno == EINTR)
 				continue;
 			if (errno != EFAULT)
-				die("KVM_RUN exit_reason=%d", vm.run->exit_reason);
+				die("KVM_RUN exit_reason=%d", run->exit_reason);
 			/* A store to memory that mprotect made read-only: the language says what the VMM does. */
 			append_to_file(TRACING "trace_marker", "efault: mprotect all rw");
 			printf("EFAULT mprotect-all-rw r=%d\n",
 			       mprotect(vm.ram, vm.ram_size, PROT_READ | PROT_WRITE));
 			continue;
 		}
-		if (vm.run->exit_reason != KVM_EXIT_MMIO)
-			die("exit_reason %d", vm.run->exit_reason);
-		if (mmio())
-			return;
+		if (run->exit_reason != KVM_EXIT_MMIO)
+			die("exit_reason %d", run->exit_reason);
+		if (mmio(run))
+			return 1;
 	}
 }
 
-struct mailbox *l1(enum command command, int count, ...)
+static void run_l1(void)
+{
+	run_vcpu(vm.vcpu, vm.run, 0);
+}
+
+/* L1's next command on this vCPU, which stands at its mailbox then. */
+void ask_l1(enum command command, int count, va_list words)
 {
 	struct mailbox *m = vm.mailbox;
-	va_list words;
 
-	va_start(words, count);
+	vcpu_to_l1();
 	memset(m, 0, sizeof(*m));
 	m->command = command;
 	for (int i = 0; i < count; i++)
 		m->argument[i] = va_arg(words, u64);
-	va_end(words);
 	__sync_synchronize();
+}
+
+struct mailbox *l1(enum command command, int count, ...)
+{
+	va_list words;
+
+	va_start(words, count);
+	ask_l1(command, count, words);
+	va_end(words);
 	run_l1();
-	return m;
+	return vm.mailbox;
 }
 
 static void make_memory(const char *backing)
@@ -145,6 +160,7 @@ static void make_vcpus(int e2h0)
 	init.features[0] |= 1u << KVM_ARM_VCPU_PSCI_0_2 | 1u << FEATURE_EL2;
 	if (e2h0)
 		init.features[0] |= 1u << FEATURE_EL2_E2H0;
+	vm.init = init;
 	for (int i = 0; i < vm.vcpus; i++) {
 		struct kvm_vcpu_init copy = init;
 		int vcpu = ioctl(vm.fd, KVM_CREATE_VCPU, i);
@@ -152,6 +168,8 @@ static void make_vcpus(int e2h0)
 		if (vcpu < 0)
 			die("CREATE_VCPU %d", i);
 		checked_ioctl(vcpu, KVM_ARM_VCPU_INIT, &copy, "VCPU_INIT");
+		if (i < MOST_VCPUS)
+			vm.all[i] = vcpu;
 		if (i == 0)
 			vm.vcpu = vcpu;
 		if (i == 1)
@@ -182,7 +200,7 @@ static void make_gic(void)
 			 (offsetof(struct kvm_regs, field) / sizeof(__u32)))
 #define PSTATE_EL1H	0x3c5UL			/* interrupts masked */
 
-static void set_register(int vcpu, u64 id, u64 value)
+void set_register(int vcpu, u64 id, u64 value)
 {
 	struct kvm_one_reg reg = { .id = id, .addr = (u64)&value };
 
@@ -198,7 +216,7 @@ static u64 get_register(int vcpu, u64 id)
 	return value;
 }
 
-static struct kvm_run *map_run(int vcpu)
+struct kvm_run *map_run(int vcpu)
 {
 	struct kvm_run *run = mmap(0, checked_ioctl(vm.kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "GET_VCPU_MMAP_SIZE"),
 				   PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);

@@ -2,12 +2,15 @@
 #ifndef VMM_H
 #define VMM_H
 #include <stdarg.h>
+#include <linux/kvm.h>
 #include "mailbox.h"
 
 #define TRACING "/sys/kernel/tracing/"
 
 struct vm {
 	int kvm, fd, vcpu, second, vcpus;
+	int current, all[MOST_VCPUS];
+	struct kvm_vcpu_init init;
 	char *ram;
 	u64 ram_size, slot_flags;
 	struct kvm_run *run;
@@ -22,7 +25,16 @@ int checked_ioctl(int fd, unsigned long request, void *argument, const char *wha
 void start(const char *backing, int e2h0, int ipa_bits);
 void set_slot(u64 size);
 void load_second_vcpu(void);
+void ask_l1(enum command command, int count, va_list words);
 struct mailbox *l1(enum command command, int count, ...);
+int run_vcpu(int vcpu, struct kvm_run *run, int stays);
+struct kvm_run *map_run(int vcpu);
+void set_register(int vcpu, u64 id, u64 value);
+
+/* vcpus.c: more than one, and where each stands */
+int vcpu_command(char **word, u64 l2_code);
+int continue_l2(u64 pc, const u64 *x);
+void vcpu_to_l1(void);
 
 /* memory.c: system calls on the memory behind a canonical range */
 int change_memory(const char *what, u64 canonical_ipa, u64 size, const char *letters);

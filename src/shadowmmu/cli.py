@@ -129,6 +129,12 @@ def cli(debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write report.html here.")
 @click.option("--ipa-bits", type=NUMBER, help="IPA limit of the host, for scenarios and storms.")
+@click.option(
+    "--tlbirange/--no-tlbirange",
+    default=True,
+    help="The host has FEAT_TLBIRANGE, or not; not of recorded runs.",
+)
+@click.option("--fwb/--no-fwb", default=True, help="The host has FEAT_S2FWB, or not; not of recorded runs.")
 @click.option("--seed", type=NUMBER, help="Seed of the storm.")
 @click.option("--leaves", type=NUMBER, help="Shadow leaves of the storm, over all its MMUs.")
 @click.option("--notifiers", type=NUMBER, help="Notifiers of the storm.")
@@ -214,6 +220,8 @@ def save_witness(witnesses: Any) -> None:
 @click.argument("scenario")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME|FILE.py")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
+@click.option("--tlbirange/--no-tlbirange", default=True, help="The host has FEAT_TLBIRANGE, or not.")
+@click.option("--fwb/--no-fwb", default=True, help="The host has FEAT_S2FWB, or not.")
 @click.option(
     "--events/--no-events",
     default=True,
@@ -229,7 +237,16 @@ def save_witness(witnesses: Any) -> None:
     help="After which events to look.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str, as_json: bool) -> None:
+def run(
+    scenario: str,
+    design: str,
+    ipa_bits: int,
+    tlbirange: bool,
+    fwb: bool,
+    events: bool,
+    judge_mode: str,
+    as_json: bool,
+) -> None:
     """Execute one SCENARIO and print its dumps, events, counters and verdict."""
     from shadowmmu.lab.replay import run_scenario
 
@@ -239,6 +256,8 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
         ipa_limit_bits=ipa_bits,
         show_events=events,
         judge_mode=judge_mode,
+        tlbirange=tlbirange,
+        fwb=fwb,
     )
     show_transcript(transcript, as_json)
     verdict = transcript.verdict

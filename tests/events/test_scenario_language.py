@@ -135,6 +135,13 @@ WRONG = [
     ("start base\ns1 tcr=", 2, "", "a value of tcr"),
     ("start base\ns1 pan=2", 2, "pan=2", "pan=0 or pan=1"),
     ("start base\ns1 tcr=1 tcr=1", 2, "tcr=1", "each register once"),
+    ("vcpus 2\nstart base\nvcpu 2", 3, "2", "a vCPU below 2"),
+    ("start base\nvcpu x", 2, "x", "a vCPU"),
+    ("vcpu 0", 1, "vcpu", "'start' first"),
+    ("start base\ncaches 2", 2, "2", "0 or 1"),
+    ("start base\nenter 0x10000", 2, "0x10000", "nothing more"),
+    ("start base\nteardown\nnop", 3, "nop", "nothing more: 'teardown' ended the VM"),
+    ("start base\ns2 new 1\nteardown\ncode", 4, "code", "nothing more"),
     ("start base\nstart base", 2, "start", "described before"),
     ("start base\nmem 64M", 2, "mem", "described before"),
     ("start base\nvcpus 2", 2, "vcpus", "described before"),
@@ -279,6 +286,40 @@ def test_more_registers_than_an_event_holds() -> None:
         (0b11111, 0, 1, 2, 3, 4),
         (1 << 20 | 7 << 13, 5, 6, 7, 1 << 22, 0),
     ]
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+
+
+VCPUS = """vcpus 3
+start base
+s2 new 1
+code
+vcpu 1
+codeat 0x20000
+enter
+preempt
+vcpu 2
+codeat 0x10000
+touch r 0x0
+enter
+wfi
+vcpu 1
+load
+resume
+exit
+reset
+setway
+caches 1
+caches 0
+teardown
+echo the end
+"""
+
+
+def test_a_line_happens_on_the_vcpu_that_the_script_speaks_to() -> None:
+    scenario = parse_scenario(VCPUS, "vcpus")
+    assert scenario.events["vcpu"].tolist() == [0, 0, 1, 1, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    entered = scenario.events[scenario.events["kind"] == schema.ENTER]
+    assert entered["a"].tolist() == [0x20000, 0x10000], "each with L2's code where the script has it"
     assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
 
 

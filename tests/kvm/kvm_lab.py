@@ -67,7 +67,7 @@ def read_script(script: str) -> Scenario:
     scenario = parse_scenario("\n".join(plain) + "\n", "test")
     events = scenario.events.copy()
     for row in events:
-        row["vcpu"] = placed.get(int(row["line"]), 0)
+        row["vcpu"] = placed.get(int(row["line"]), int(row["vcpu"]))
     return replace(scenario, events=events)
 
 

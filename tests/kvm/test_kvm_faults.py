@@ -141,7 +141,8 @@ def test_a_read_only_slot_is_read_as_memory_and_written_as_mmio() -> None:
 
 def test_an_address_beyond_the_machines_limit_is_an_address_size_fault() -> None:
     vm = l2("nop", "touch r 0x10000000000").end()
-    assert fault_status(vm.touches()[-1]["esr"]) == 0
+    assert [row["esr"] for row in vm.log("inject_own")] == [0x96000000]
+    assert vm.touches()[-1] == {"esr": 0x82000007, "far": 0x200, "hpfar": 1 << 63, "elr": 0x200, "left": 1}
     assert vm.leaves(1).keys() == {0x1_0000}
 
 

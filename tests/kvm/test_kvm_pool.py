@@ -58,18 +58,17 @@ def test_the_fifth_tenant_of_four_takes_the_first_ones_place() -> None:
     vm.references()
 
 
-def preempted(vm: Vm, vcpu: int, mmu: int) -> None:
-    """The vCPU was scheduled out inside L2: it keeps its MMU and its reference."""
-    vm.state.vcpus[vcpu, V_HW_MMU] = mmu
-    vm.state.mmus[mmu, M_REFCNT] += 1
-
-
-def test_an_mmu_with_a_reference_is_skipped() -> None:
-    vm = Vm(START + tenant(1) + "".join(tenant(vmid, 1) for vmid in (2, 3, 4, 5, 6))).to("t1")
-    preempted(vm, 0, 1)
-    vm.end()
-    assert vmids(vm) == [1, 5, 6, 4]
-    vm.references()
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [("nop", [5, 6, 3, 4]), ("enter", [1, 5, 6, 4]), ("enter\npreempt", [1, 5, 6, 4])]
+    + [(f"enter\n{turn}", [5, 6, 3, 4]) for turn in ("exit", "wfi", "preempt\nexit")],
+)
+def test_an_mmu_with_a_reference_is_skipped(turn: str, expected: list[int]) -> None:
+    vm = Vm(START + tenant(1) + turn + "\n" + "".join(tenant(vmid, 1) for vmid in (2, 3, 4, 5, 6))).end()
+    assert vmids(vm) == expected, "script C7 (b)"
+    held = 1 in expected
+    assert int(vm.state.mmus[1, M_REFCNT]) == held
+    assert (int(vm.state.vcpus[0, V_HW_MMU]) == 1) == held
 
 
 def test_every_vcpu_that_finds_a_recycled_mmu_is_asked_to_wipe_it() -> None:
@@ -129,19 +128,25 @@ def random_script(seed: int) -> str:
     pick = random.Random(seed)
     roots = 6
     lines = [START, *(tenant(vmid) for vmid in range(1, roots + 1))]
+    stage2 = [1, 1]
     for _ in range(60):
-        at = f"@{pick.randrange(2)} "
+        vcpu = pick.randrange(2)
+        at = f"@{vcpu} "
         root = 0x4010_0000 + 5 * PAGE * pick.randrange(roots)
         va = (pick.randrange(1, roots + 1) << 32) + pick.randrange(4) * PAGE
-        lines += pick.choice(
+        switched = pick.randrange(2)
+        does = pick.choice(
             (
                 [f"{at}s2 {root:#x} {pick.randrange(1, 4)}", f"{at}touch r {va:#x}"],
                 [f"{at}touch w {va:#x} 4096 2"],
-                [f"{at}vm {pick.randrange(2)}", f"{at}touch r {va:#x}"],
+                [f"{at}vm {switched}", f"{at}touch r {va:#x}"],
                 [f"{at}tlbi {pick.choice((4, 5))}"],
                 [f"dontneed {0x4100_0000 + pick.randrange(4) * PAGE:#x} 4k"],
             )
         )
+        if " vm " in does[0]:
+            stage2[vcpu] = switched
+        lines += [f"codeat {0x1_0000 if stage2[vcpu] else 0x4005_0000:#x}", *does]
     return "\n".join(lines)
 
 

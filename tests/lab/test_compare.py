@@ -53,6 +53,17 @@ def test_the_alias_run_refutes_the_rfc_with_leaf_and_chain(alias: Comparison) ->
     assert "maps nothing" in witness
 
 
+@pytest.mark.parametrize("design", ["sweep"])
+def test_the_hosts_features_reach_scenarios_and_storms(design: str) -> None:
+    asked: dict[str, object] = {"designs": (design,), "ipa_limit_bits": 40}
+    tiny = ScenarioSource("tiny", "start base\ns2 new 1\ncode\ntouch x 0x10000\ntlbi 4\n")
+    for kind in ({"scenarios": (tiny,)}, {"only": "storm", "leaves": 200, "notifiers": 1}):
+        for features in ({}, {"tlbirange": False}, {"fwb": False}):
+            (result,) = compare(CompareOptions(**asked, **kind, **features)).results  # type: ignore[arg-type]
+            assert (result.counters["cache_cleans"] > 0) == ("fwb" in features)
+            assert (result.counters["tlbi_range"] > 0) == (not features)
+
+
 @pytest.mark.parametrize("design", [name for name in DESIGNS if name not in CONTROLS])
 def test_the_others_are_safe_on_it(alias: Comparison, design: str) -> None:
     assert only(alias, design).verdict.safe

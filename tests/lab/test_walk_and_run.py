@@ -86,6 +86,17 @@ def test_run_tells_commands_dumps_events_and_verdict() -> None:
     assert any(event["name"] == "s2map" for event in transcript.data["events"])
 
 
+def test_run_tells_what_a_host_without_features_pays() -> None:
+    full, without = run_scenario(MID_BLOCK), run_scenario(MID_BLOCK, tlbirange=False, fwb=False)
+    assert "no FEAT" not in full.title
+    assert without.title.endswith(", no FEAT_TLBIRANGE, no FEAT_S2FWB")
+    assert (without.data["tlbirange"], without.data["fwb"]) == (False, False)
+    assert without.data["counters"]["cache_cleans"] > 0
+    assert "cache_cleans" not in full.data["counters"]
+    assert "tlbi_range" in full.data["counters"]
+    assert "tlbi_range" not in without.data["counters"]
+
+
 def test_run_can_be_asked_not_to_judge() -> None:
     verdict = run_scenario(MID_BLOCK, judge_mode="never").verdict
     assert verdict is not None

@@ -39,6 +39,8 @@ ESR_WNR: Final = ESR_EL2.mask("WnR")
 ESR_EC_SHIFT: Final = ESR_EL2.lsb("EC")
 EC_INSTRUCTION_ABORT: Final = U64(0x20)
 EC_DATA_ABORT: Final = U64(0x24)
+EC_INSTRUCTION_CURRENT: Final = U64(0x21)
+EC_DATA_CURRENT: Final = U64(0x25)
 ESR_IL: Final = ESR_EL2.mask("IL")
 # The access the laboratory's L2 makes: a 64-bit load or store whose syndrome is valid.
 ISS_ACCESS: Final = U64(ESR_EL2.encode(ISV=1, SAS=3, SF=1))

@@ -11,6 +11,7 @@ from typing import Final
 from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
+from shadowmmu.engine.vcpu_actions import bring_to_l1, return_to_l1
 from shadowmmu.events.schema import (
     AT,
     COLLAPSE,
@@ -40,17 +41,15 @@ from shadowmmu.events.schema import (
 from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import (
     answer_mailbox,
-    boot_l1,
     l1_at,
     l1_load,
     l1_store,
     new_table,
     set_leaf,
-    switch_from_l2,
     switch_to_l2,
     wake_l1,
 )
-from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
+from shadowmmu.guest.l2 import enter_l2, hypercall, touch_once
 from shadowmmu.guest.layout import (
     G_CURSOR,
     G_LEFT,
@@ -86,9 +85,10 @@ from shadowmmu.host.layout import (
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
-from shadowmmu.kvm.layout import V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
+from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
+from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu, vcpu_state
 from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import HVC, observe
 from shadowmmu.machine.state import State
@@ -136,6 +136,7 @@ def vmm_store(s: State, canonical_ipa: Word) -> None:
 @kernel
 def command_l1(s: State, vcpu: int) -> None:
     """The VMM fills L1's mailbox and lets it run to the end of one command."""
+    bring_to_l1(s, vcpu)
     vmm_store(s, MAILBOX_PAGE)
     wake_l1(s, vcpu)
 
@@ -145,7 +146,6 @@ def start_l1(s: State) -> None:
     """The VMM loads L1's image; L1 runs to its mailbox on vCPU 0 and answers what it is."""
     vmm_store(s, L1_START_PAGE)
     vmm_store(s, L1_LOOP_PAGE)
-    boot_l1(s, 0)
     command_l1(s, 0)
     answer_mailbox(s, 0)
 
@@ -193,8 +193,12 @@ def touch(s: State, vcpu: int, op: Words) -> int:
     """L2's accesses, up to the next abort; enters before the first, leaves after the last or at a fault."""
     done = s.regs[G_CURSOR]
     if done == ZERO:
-        switch_to_l2(s, vcpu)
-        enter_l2(s, vcpu)
+        if vcpu_state(s, vcpu, IN_L2):
+            put_vcpu(s, vcpu, False)  # the VMM takes it out to tell it what to access
+            resume_vcpu(s, vcpu)
+        else:
+            switch_to_l2(s, vcpu)
+            enter_l2(s, vcpu)
     outcome = DONE
     fetched = False  # without an abort in between, the code page is still where it was
     while outcome == DONE and done < op[C]:
@@ -209,9 +213,7 @@ def touch(s: State, vcpu: int, op: Words) -> int:
                 return MORE
     if outcome == DONE:
         hypercall(s, vcpu, op[E])
-    leave_l2(s, vcpu)
-    switch_from_l2(s, vcpu)
-    answer_mailbox(s, vcpu)
+    return_to_l1(s, vcpu)
     s.regs[G_LEFT] = op[C] - done
     s.regs[G_STATUS] = U64(outcome)
     report_touch(s, vcpu, op[C] - done)
@@ -249,7 +251,7 @@ def execute_at(s: State, vcpu: int, op: Words) -> int:
 @kernel
 def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     """Commands of L1, and L2's run."""
-    if s.regs[G_CURSOR] == ZERO:
+    if s.regs[G_CURSOR] == ZERO and not (kind == TOUCH and vcpu_state(s, vcpu, IN_L2)):
         command_l1(s, vcpu)
     if kind == TOUCH:
         return touch(s, vcpu, op)

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 
 from shadowmmu.arch.registers import HCR_EL2
-from shadowmmu.compiled import I64, U64, Word, Words, kernel
+from shadowmmu.compiled import U64, Word, Words, kernel
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import CATALOGUE, Design
 from shadowmmu.events.schema import Scenario
@@ -18,6 +18,7 @@ from shadowmmu.host.setup import Backing, host_arrays, host_setup
 from shadowmmu.kvm.at import VARIANTS
 from shadowmmu.kvm.layout import (
     K_AT,
+    K_BOOT_HCR,
     K_SLOTS,
     NO_MMU,
     S_BASE,
@@ -25,11 +26,11 @@ from shadowmmu.kvm.layout import (
     S_HVA,
     S_SIZE,
     SLOT_COLUMNS,
-    V_HCR,
     V_HW_MMU,
     VCPU_COLUMNS,
 )
-from shadowmmu.kvm.pool import SHADOWS_PER_VCPU, init_shadow, load_canonical
+from shadowmmu.kvm.pool import SHADOWS_PER_VCPU, init_nested_vcpu
+from shadowmmu.kvm.vcpu import init_vcpu, load_vcpu
 from shadowmmu.machine.state import (
     R_FWB,
     R_GHOST_ON,
@@ -44,7 +45,7 @@ from shadowmmu.machine.state import (
     State,
     empty_counters,
 )
-from shadowmmu.pgtable.context import MMU_COLUMNS, R_SHADOWS, init_context
+from shadowmmu.pgtable.context import MMU_COLUMNS, init_context
 
 HCR_VM = HCR_EL2["VM"].mask
 HCR_E2H = HCR_EL2["E2H"].mask
@@ -88,7 +89,6 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     regs[R_PRECISE_UPDATES] = machine.precise_updates
     regs[R_GHOST_ON] = machine.judged
     regs[R_LOG_ON] = machine.logged
-    regs[R_SHADOWS] = SHADOWS_PER_VCPU * scenario.vcpus
     regs[K_SLOTS] = 1
     regs[K_AT] = VARIANTS[machine.at]
     regs[G_MEMORY] = scenario.memory_bytes
@@ -136,14 +136,14 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
 def start_vm(s: State, canonical_bits: int, limit_bits: int, design: int, hcr: Word) -> None:
     """Create the stage-2 contexts and plug in the design; ``hcr``: L1's virtual HCR_EL2."""
     init_context(s, 0, canonical_bits)
-    for mmu in range(1, I64(s.regs[R_SHADOWS]) + 1):
-        init_context(s, mmu, limit_bits)
-        init_shadow(s, mmu)
+    for _vcpu in range(len(s.vcpus)):
+        init_nested_vcpu(s, limit_bits)
     design_init(s, design)
+    s.regs[K_BOOT_HCR] = hcr
     for vcpu in range(len(s.vcpus)):
         s.vcpus[vcpu, V_HW_MMU] = NO_MMU
-        s.vcpus[vcpu, V_HCR] = hcr
-        load_canonical(s, vcpu)
+        init_vcpu(s, vcpu)
+        load_vcpu(s, vcpu)
 
 
 __all__ = ["Machine", "build_state", "start_vm"]

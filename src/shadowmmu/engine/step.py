@@ -13,19 +13,23 @@ from shadowmmu.engine.actions import (
     EVENT_DONE,
     EVENT_STUCK,
     MORE,
+    command_l1,
     guest_action,
     host_action,
     start_l1,
     vm_action,
 )
+from shadowmmu.engine.vcpu_actions import vcpu_action
 from shadowmmu.events.schema import (
     DONTNEED,
     DUMP,
+    ENTER,
     GETLOG,
     IDLEGET,
     MARK,
     PAGEMAP,
     PUNCH,
+    TEARDOWN,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
 from shadowmmu.host.setup import FRAMES_PER_STEP as HOST_FRAMES_PER_STEP
@@ -118,6 +122,11 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = guest_action(s, kind, vcpu, operands[i])
         elif kind <= PUNCH:
             outcome = host_action(s, kind, operands[i])
+        elif kind >= ENTER and kind <= TEARDOWN:
+            if kind == ENTER:
+                command_l1(s, vcpu)
+            if not vcpu_action(s, kind, vcpu, operands[i]):
+                outcome = EVENT_STUCK
         else:
             outcome = vm_action(s, kind, operands[i])
         if outcome == MORE:

@@ -57,6 +57,8 @@ class _Reader:
         self.labels: dict[str, int] = {}
         self.memory = DEFAULT_MEMORY
         self.vcpus = 1
+        self.vcpu = 0
+        self.torn_down = False
         self.backing = ""
         self.e2h0 = False
         self.vm_ipa_bits = 0
@@ -95,12 +97,14 @@ class _Reader:
             raise WordError(command.name, "an event: the machine is described before 'start', once")
         if command.when in ("after", "root") and not started:
             raise WordError(command.name, "'start' first")
+        if self.torn_down and command.when in ("after", "root"):
+            raise WordError(command.name, "nothing more: 'teardown' ended the VM")
         if command.when == "root" and not self.rooted:
             raise WordError(command.name, "'s2' first: L1 has no stage-2 table to write")
 
     def add(self, kind: int, *operands: int) -> None:
         """Append an event of the current line."""
-        self.table.append(kind, *operands, line=self.line)
+        self.table.append(kind, *operands, vcpu=self.vcpu, line=self.line)
 
     def label(self, text: str) -> int:
         """Index of a label, new or known."""
@@ -319,6 +323,32 @@ def _mark(reader: _Reader, command: Command, words: list[str], given: int) -> No
     reader.add(schema.MARK, reader.label(text.strip(" \t")))
 
 
+def _vcpu(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    vcpu = number(words[0], "a vCPU")
+    if vcpu >= reader.vcpus:
+        raise WordError(words[0], f"a vCPU below {reader.vcpus}")
+    reader.vcpu = vcpu
+
+
+def _enter(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, reader.code)
+
+
+def _turn(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, schema.TURNS.index(command.name))
+
+
+def _caches(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if words and words[0] not in ("0", "1"):
+        raise WordError(words[0], "0 or 1")
+    reader.add(command.kind, schema.CACHE_OPERATIONS.index(" ".join([command.name, *words])))
+
+
+def _teardown(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind)
+    reader.torn_down = True
+
+
 _Handler = Callable[[_Reader, Command, list[str], int], None]
 _HANDLERS: dict[str, _Handler] = {
     **{name: _host_range for name, command in COMMANDS.items() if command.kind in schema.HOST_RANGE_KINDS},
@@ -344,6 +374,13 @@ _HANDLERS: dict[str, _Handler] = {
     **dict.fromkeys(("nop", "getlog"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
+    "vcpu": _vcpu,
+    "enter": _enter,
+    **dict.fromkeys(schema.TURNS, _turn),
+    "reset": _bare,
+    "setway": _caches,
+    "caches": _caches,
+    "teardown": _teardown,
 }
 
 

@@ -64,11 +64,22 @@ IDLEGET = 36
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
+ENTER = 76
+SCHEDULE = 77
+RESET = 78
+CACHES = 79
+TEARDOWN = 80
 
 READ = 0
 WRITE = 1
 EXECUTE = 2
 """Values of operand ``d`` of TOUCH."""
+
+TURNS = ("resume", "preempt", "wfi", "exit", "load")
+"""Values of operand ``a`` of SCHEDULE, and the words of the language for them."""
+
+CACHE_OPERATIONS = ("setway", "caches 0", "caches 1")
+"""Values of operand ``a`` of CACHES, and how the language says them."""
 
 PROT_READ = 1
 PROT_WRITE = 2
@@ -200,6 +211,21 @@ KINDS: tuple[KindSpec, ...] = (
     ),
     KindSpec(PAGEMAP, "PAGEMAP", "observation: host frames", ("canonical_ipa", "pages")),
     KindSpec(MARK, "MARK", "observation: a label in the trace", ("index of the label",)),
+    KindSpec(ENTER, "ENTER", "L1 enters L2, which stays", ("nested_ipa of L2's code page",)),
+    KindSpec(
+        SCHEDULE,
+        "SCHEDULE",
+        "a vCPU gets or loses its CPU",
+        ("turn: 0 loaded and entered, 1 preempted, 2 asleep in WFI, 3 out to the VMM, 4 loaded",),
+    ),
+    KindSpec(RESET, "RESET", "KVM_ARM_VCPU_INIT of a vCPU that has run"),
+    KindSpec(
+        CACHES,
+        "CACHES",
+        "the guest's caches",
+        ("operation: 0 by set and way, 1 switched off with the MMU, 2 switched on",),
+    ),
+    KindSpec(TEARDOWN, "TEARDOWN", "the VMM's process ends, and the VM with it"),
 )
 
 SPECS: dict[int, KindSpec] = {spec.number: spec for spec in KINDS}

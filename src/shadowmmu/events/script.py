@@ -16,13 +16,19 @@ from shadowmmu.events.words import (
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
 _AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
-_BARE = {schema.NOP: "nop", schema.GETLOG: "getlog"}
+_BARE = {
+    schema.NOP: "nop",
+    schema.GETLOG: "getlog",
+    schema.ENTER: "enter",
+    schema.RESET: "reset",
+    schema.TEARDOWN: "teardown",
+}
 
 
 def format_event(scenario: Scenario, index: int) -> str:
     """Event ``index`` as a line of the scenario language (without newline).
 
-    What the language keeps between lines (VTCR_EL2 of ``s2``, the code address of ``touch``) is not shown;
+    What the language keeps between lines (VTCR_EL2, L2's code address, the vCPU) is not shown;
     ``write_script`` adds it. Raises IndexError, and ValueError for an event the language cannot say.
     """
     row = scenario.events[index]
@@ -61,6 +67,10 @@ def format_event(scenario: Scenario, index: int) -> str:
         return f"mprotect {a:#x} {size_word(b)} {protection_letters(c)}"
     if kind == schema.DUMP:
         return f"dump {scenario.label(index)}{' n' if b else ''}"
+    if kind == schema.SCHEDULE:
+        return schema.TURNS[a]
+    if kind == schema.CACHES:
+        return schema.CACHE_OPERATIONS[a]
     if kind == schema.MARK:
         return f"mark {scenario.label(index)}".rstrip(" ")
     raise ValueError(f"event {index} has the unknown kind {kind}")
@@ -76,15 +86,19 @@ def write_script(scenario: Scenario) -> str:
     if scenario.vcpus != 1:
         lines.append(f"vcpus {scenario.vcpus}")
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
-    vtcr, code = DEFAULT_VTCR, CODE_NESTED
+    vtcr, code, on = DEFAULT_VTCR, CODE_NESTED, 0
     events = scenario.events
-    columns = (events["kind"].tolist(), events["c"].tolist(), events["e"].tolist())
-    for index, (kind, c, e) in enumerate(zip(*columns, strict=True)):
+    columns = [events[name].tolist() for name in ("kind", "vcpu", "a", "c", "e")]
+    for index, (kind, vcpu, a, c, e) in enumerate(zip(*columns, strict=True)):
         if kind == schema.SET_STAGE2 and c != vtcr:
             vtcr = c
             lines.append(f"vtcr {vtcr:#x}")
-        if kind == schema.TOUCH and e != code:
-            code = e
+        if vcpu != on:
+            on = vcpu
+            lines.append(f"vcpu {on}")
+        wanted = {schema.TOUCH: e, schema.ENTER: a}.get(kind, code)
+        if wanted != code:
+            code = wanted
             lines.append(f"codeat {code:#x}")
         lines.append(format_event(scenario, index))
     return "\n".join(lines) + "\n"

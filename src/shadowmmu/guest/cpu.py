@@ -19,6 +19,7 @@ from shadowmmu.kvm.fault import Abort, handle_guest_abort
 from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.pool import hw_mmu
+from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu
 from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import ERROR, observe
 from shadowmmu.machine.state import State
@@ -44,10 +45,19 @@ def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
     register = REGISTER_STORE if access == WRITE else REGISTER_LOAD
     esr = abort_syndrome(access, register, fault_status(kind, walk.level))
     outcome = handle_guest_abort(s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level))
-    if outcome == EFAULT_EXIT:
-        return vmm_makes_writable(s)
-    if outcome == MMIO_EXIT:
-        return DONE
+    if outcome == EFAULT_EXIT or outcome == MMIO_EXIT:
+        return leave_for_vmm(s, vcpu, outcome)
+    return outcome
+
+
+@kernel
+def leave_for_vmm(s: State, vcpu: int, why: int) -> int:
+    """The vCPU goes out to the VMM and back: it gives up its stage-2 context, and finds it again."""
+    put_vcpu(s, vcpu, False)
+    outcome = DONE
+    if why == EFAULT_EXIT:
+        outcome = vmm_makes_writable(s)
+    resume_vcpu(s, vcpu)
     return outcome
 
 

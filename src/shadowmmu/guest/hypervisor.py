@@ -24,6 +24,7 @@ from shadowmmu.guest.layout import (
 )
 from shadowmmu.host.layout import PAGE_SIZE
 from shadowmmu.kvm.at import handle_at
+from shadowmmu.kvm.layout import BOOTED, V_STATE
 from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import State
 
@@ -39,8 +40,10 @@ WORD_BYTES: Final = U64(8)
 
 @kernel
 def boot_l1(s: State, vcpu: int) -> None:
-    """L1's start: fetch its two pages, use its stack, copy L2's payload."""
-    s.regs[G_POOL] = TABLE_POOL
+    """L1's start on one vCPU: fetch its two pages, use its stack, copy L2's payload."""
+    if s.regs[G_POOL] == ZERO:
+        s.regs[G_POOL] = TABLE_POOL
+    s.vcpus[vcpu, V_STATE] |= BOOTED
     access_until_done(s, vcpu, L1_START_PAGE, EXECUTE)
     access_until_done(s, vcpu, L1_LOOP_PAGE, EXECUTE)
     l1_access(s, vcpu, L1_STACK_PAGE, WRITE, L1_LOOP_PAGE)

@@ -98,13 +98,14 @@ def get_dirty_log(s: State, slot: int) -> int:
     """Harvest the bitmap: write-protect what was dirty, clear it; how many pages were dirty.
 
     Each 64-page word that has a bit costs a write protection from its first such page to its last, and
-    one of every shadow, as in 7.3.4.
+    one of every shadow; mmu_lock is taken once for all of them (``kvm_get_dirty_log_protect``, 7.3.4).
     """
     pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
     word = I64(s.slots[slot, S_DIRTY_WORD])
     span = PAGES_PER_WORD << s.regs[R_PAGE_SHIFT]
     start = s.slots[slot, S_BASE]
     dirty = 0
+    mmu_lock_write(s)
     for i in range((pages + 63) // 64):
         bits = s.dirty[word + i]
         if bits != ZERO:
@@ -118,12 +119,11 @@ def get_dirty_log(s: State, slot: int) -> int:
             page_shift = s.regs[R_PAGE_SHIFT]
             start_dirty = start + (first << page_shift)
             end_dirty = start + ((last + ONE) << page_shift)
-            mmu_lock_write(s)
+            s.dirty[word + i] = ZERO
             write_protect_slot(s, start_dirty, end_dirty)
             write_protect_shadows(s, start_dirty, end_dirty)
-            mmu_unlock_write(s)
-            s.dirty[word + i] = ZERO
         start += span
+    mmu_unlock_write(s)
     if dirty > 0:
         flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
     return dirty

@@ -12,9 +12,16 @@ from typing import Final, NamedTuple
 from shadowmmu.arch.fault import (
     ACCESS_FLAG,
     ADDRESS_SIZE,
+    EC_DATA_CURRENT,
+    EC_INSTRUCTION_CURRENT,
+    ESR_EC_SHIFT,
     ESR_FSC,
+    ESR_IL,
+    EXECUTE,
+    EXTERNAL,
     NONE,
     PERMISSION,
+    TRANSLATION,
     WRITE,
     fault_status,
     faulting_ipa,
@@ -32,11 +39,13 @@ from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.kvm.layout import (
     EAGAIN,
     EFAULT_EXIT,
+    IN_L2,
     INJECTED,
     K_IN_PROGRESS,
     K_SEQ,
     MMIO_EXIT,
     ONE,
+    OWN_FAULT,
     RESUME,
     S_FLAGS,
     SLOT_READONLY,
@@ -44,6 +53,7 @@ from shadowmmu.kvm.layout import (
     V_ESR,
     V_FAR,
     V_HPFAR,
+    V_STATE,
     V_VTCR,
     V_VTTBR,
     ZERO,
@@ -64,12 +74,13 @@ from shadowmmu.machine.counters import (
     FAULTS_BOUNCED,
     FAULTS_CANONICAL,
     FAULTS_INJECTED,
+    FAULTS_OWN,
     FAULTS_SHADOW,
     GUEST_ABORTS,
     MMIO_EXITS,
 )
 from shadowmmu.machine.ghost import ghost_birth
-from shadowmmu.machine.log import GUEST_FAULT, INJECT, MAP, MMIO, RELAX, observe
+from shadowmmu.machine.log import GUEST_FAULT, INJECT, MAP, MMIO, OWN, RELAX, observe
 from shadowmmu.machine.state import R_PA_BITS, State
 from shadowmmu.pgtable.attributes import (
     GUEST_LEVEL_SHIFT,
@@ -86,6 +97,7 @@ from shadowmmu.pgtable.context import (
     CANONICAL,
     M_ENABLED,
     context_regime,
+    input_size,
 )
 from shadowmmu.pgtable.map import UNCHANGED, stage2_map
 
@@ -120,11 +132,37 @@ def inject_fault(s: State, vcpu: int, abort: Abort, kind: int, level: int) -> in
     return INJECTED
 
 
+@inline
+def inject_own(s: State, vcpu: int, abort: Abort, kind: int) -> int:
+    """Give an abort to the level that took it. Mirrors ``kvm_inject_size_fault``, ``kvm_inject_sea``, 7.3.4.
+
+    An address that is too large is an address-size fault, level 0, beyond the host's limit, and an external
+    abort between the VM's and the host's; a fetch from no memslot is an external abort. For L2 all go to its
+    EL1: the L1 here never sets HCR_EL2.TEA. Seen on the rig (``vcpus/beyond-limit``, ``fetch-nowhere``).
+    """
+    ec = EC_INSTRUCTION_CURRENT if abort.access == EXECUTE else EC_DATA_CURRENT
+    esr = (ec << ESR_EC_SHIFT) | ESR_IL | fault_status(kind, 0)
+    s.count[FAULTS_OWN] += 1
+    observe(s, OWN, esr, abort.va, abort.pc, ZERO, ZERO)
+    if s.vcpus[vcpu, V_STATE] & IN_L2 == ZERO:
+        s.vcpus[vcpu, V_ESR] = esr
+        s.vcpus[vcpu, V_FAR] = abort.va
+        s.vcpus[vcpu, V_ELR] = abort.pc
+    return OWN_FAULT
+
+
 @kernel
 def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
     """One stage-2 abort, from the hardware's report to its outcome. Mirrors the function of that name."""
     mmu = hw_mmu(s, vcpu)
     s.count[GUEST_ABORTS] += 1
+    if abort.kind == TRANSLATION and abort.ipa >= input_size(s, mmu):
+        if mmu == CANONICAL:
+            s.count[FAULTS_CANONICAL] += 1
+        else:
+            s.count[FAULTS_SHADOW] += 1
+        beyond = abort.ipa >= ONE << s.regs[R_PA_BITS]
+        return inject_own(s, vcpu, abort, ADDRESS_SIZE if beyond else EXTERNAL)
     observe(s, GUEST_FAULT, abort.ipa, abort.esr, abort.va, abort.pc, U64(mmu))
     walk = GuestWalk(NONE, 0, abort.ipa, BIG, ZERO, 0)
     nested = mmu != CANONICAL and s.mmus[mmu, M_ENABLED] != ZERO
@@ -132,8 +170,6 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
         s.count[FAULTS_CANONICAL] += 1
     else:
         s.count[FAULTS_SHADOW] += 1
-    if abort.ipa >= ONE << s.regs[R_PA_BITS]:
-        return inject_fault(s, vcpu, abort, ADDRESS_SIZE, 0)
     if nested:
         walk = walk_guest_stage2(s, s.vcpus[vcpu, V_VTTBR], s.vcpus[vcpu, V_VTCR], abort.ipa, False)
         if walk.code == EAGAIN:
@@ -144,6 +180,8 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
             return inject_fault(s, vcpu, abort, PERMISSION, walk.level)
     slot = find_slot(s, walk.output)
     if slot == NO_SLOT or (abort.access == WRITE and s.slots[slot, S_FLAGS] & SLOT_READONLY != ZERO):
+        if abort.access == EXECUTE:
+            return inject_own(s, vcpu, abort, EXTERNAL)
         s.count[MMIO_EXITS] += 1
         observe(s, MMIO, walk.output, U64(abort.access), ZERO, ZERO, ZERO)
         return MMIO_EXIT

@@ -16,6 +16,8 @@ K_SLOTS: Final = R_KVM + 4
 K_AT: Final = R_KVM + 5
 K_RACES: Final = R_KVM + 6
 """How many compare-and-swaps of L1's descriptors lose their race from now on (injected)."""
+K_BOOT_HCR: Final = R_KVM + 20
+"""HCR_EL2 as L1 sets it when it boots."""
 
 # Columns of a virtual CPU (``State.vcpus``). Two context rows (``arch.context``) stand in them: L1's virtual
 # registers, and those that L0 loads into the CPU to execute an AT for L1.
@@ -26,6 +28,8 @@ V_FAR: Final = 3
 V_HPFAR: Final = 4
 V_ELR: Final = 5
 V_PAR: Final = 6
+V_STATE: Final = 7
+"""Where the vCPU stands, as the bits below; 0: loaded, in virtual EL2."""
 V_VIRTUAL: Final = 8
 V_LOADED: Final = V_VIRTUAL + ROW
 VCPU_COLUMNS: Final = V_LOADED + ROW
@@ -35,6 +39,20 @@ V_HCR: Final = V_VIRTUAL + C_HCR_EL2
 
 NO_MMU: Final = U64(0xFFFF)
 REQUEST_UNMAP: Final = U64(1)
+
+IN_L2: Final = U64(1)
+"""PSTATE.M is EL1 or EL0 and HCR_EL2.TGE is 0: not ``is_hyp_ctxt``."""
+IS_OUT: Final = U64(2)
+"""Put: scheduled out, or back in the VMM."""
+IN_GUEST: Final = U64(4)
+"""Entered, past its requests, with what it had loaded."""
+IN_WFI: Final = U64(8)
+TRAPS_VM: Final = U64(16)
+"""The host's HCR_EL2.TVM: set by a set/way operation, so that the next one flushes nothing."""
+BOOTED: Final = U64(32)
+"""L1 runs on it: it stands at its mailbox."""
+CACHES_ON: Final = U64(64)
+"""SCTLR_EL1.{M, C} of the guest are both 1."""
 
 # Columns of a memslot (``State.slots``).
 S_BASE: Final = 0
@@ -57,6 +75,8 @@ RESUME: Final = 0
 INJECTED: Final = 1
 MMIO_EXIT: Final = 2
 EFAULT_EXIT: Final = 3
+OWN_FAULT: Final = 76
+"""The exception went to the level that was running: EL1 of L2, or virtual EL2 itself."""
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)

@@ -12,6 +12,9 @@ from shadowmmu.arch.registers import HCR_EL2, VTTBR_EL2
 from shadowmmu.compiled import I64, U64, inline, kernel
 from shadowmmu.designs.dispatch import design_forget_mmu, design_wipe
 from shadowmmu.kvm.layout import (
+    IN_GUEST,
+    IN_L2,
+    IN_WFI,
     K_NEXT,
     NO_MMU,
     ONE,
@@ -19,6 +22,7 @@ from shadowmmu.kvm.layout import (
     V_HCR,
     V_HW_MMU,
     V_REQUESTS,
+    V_STATE,
     V_VTCR,
     V_VTTBR,
     ZERO,
@@ -34,6 +38,8 @@ from shadowmmu.pgtable.context import (
     M_REFCNT,
     M_VTCR,
     M_VTTBR,
+    R_SHADOWS,
+    init_context,
     shadow_mmus,
     shadow_valid,
 )
@@ -105,8 +111,26 @@ def get_shadow(s: State, vcpu: int) -> int:
 
 
 @kernel
-def put_hw_mmu(s: State, vcpu: int) -> None:
-    """Drop the vCPU's context and its reference. Mirrors ``kvm_vcpu_put_hw_mmu``."""
+def load_hw_mmu(s: State, vcpu: int) -> None:
+    """Give a vCPU its stage-2 context, unless it kept the one it had. Mirrors ``kvm_vcpu_load_hw_mmu``."""
+    if s.vcpus[vcpu, V_HW_MMU] != NO_MMU:
+        return
+    if s.vcpus[vcpu, V_STATE] & IN_L2 == ZERO:
+        s.vcpus[vcpu, V_HW_MMU] = U64(CANONICAL)
+        return
+    mmu_lock_write(s)
+    s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
+    mmu_unlock_write(s)
+
+
+@kernel
+def put_hw_mmu(s: State, vcpu: int, scheduled_out: bool) -> None:
+    """Drop the vCPU's context and its reference. Mirrors ``kvm_vcpu_put_hw_mmu``, Linux 7.3.4.
+
+    A vCPU that is scheduled out, and not because of its WFI, keeps both: it will want the same MMU soon.
+    """
+    if scheduled_out and s.vcpus[vcpu, V_STATE] & IN_WFI == ZERO:
+        return
     mmu = s.vcpus[vcpu, V_HW_MMU]
     if mmu != NO_MMU and mmu != U64(CANONICAL):
         s.mmus[mmu, M_REFCNT] -= ONE
@@ -116,18 +140,25 @@ def put_hw_mmu(s: State, vcpu: int) -> None:
 @kernel
 def load_canonical(s: State, vcpu: int) -> None:
     """The vCPU enters virtual EL2: the canonical context, without a reference."""
-    put_hw_mmu(s, vcpu)
-    s.vcpus[vcpu, V_HW_MMU] = U64(CANONICAL)
+    put_hw_mmu(s, vcpu, False)
+    s.vcpus[vcpu, V_STATE] &= ~(IN_L2 | IN_GUEST)
+    load_hw_mmu(s, vcpu)
 
 
 @kernel
 def load_shadow(s: State, vcpu: int) -> None:
     """The vCPU leaves virtual EL2 for L2 (ERET): find its shadow, wipe it first if it was recycled."""
-    put_hw_mmu(s, vcpu)
-    mmu_lock_write(s)
-    s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
-    mmu_unlock_write(s)
+    put_hw_mmu(s, vcpu, False)
+    s.vcpus[vcpu, V_STATE] |= IN_L2
+    load_hw_mmu(s, vcpu)
+    enter_guest(s, vcpu)
+
+
+@kernel
+def enter_guest(s: State, vcpu: int) -> None:
+    """Serve what was requested of a loaded vCPU, then enter the guest."""
     check_requests(s, vcpu)
+    s.vcpus[vcpu, V_STATE] |= IN_GUEST
 
 
 @kernel
@@ -158,3 +189,16 @@ def init_shadow(s: State, mmu: int) -> None:
     s.mmus[mmu, M_VTTBR] = CNP
     s.mmus[mmu, M_ENABLED] = ZERO
     s.mmus[mmu, M_REFCNT] = ZERO
+
+
+@kernel
+def init_nested_vcpu(s: State, ipa_bits: int) -> None:
+    """Two more shadow MMUs for one more vCPU. Mirrors ``kvm_vcpu_init_nested``.
+
+    Each gets its start table now, for the host's IPA limit (``kvm_get_pa_bits``).
+    """
+    first = shadow_mmus(s) + 1
+    for mmu in range(first, first + SHADOWS_PER_VCPU):
+        init_context(s, mmu, ipa_bits)
+        init_shadow(s, mmu)
+    s.regs[R_SHADOWS] = U64(first - 1 + SHADOWS_PER_VCPU)

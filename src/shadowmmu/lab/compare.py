@@ -93,7 +93,8 @@ def scenario_jobs(options: CompareOptions, sources: list[ScenarioSource]) -> Ite
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     for source in sources:
         scenario = parse_scenario(source.text, source.name)
-        yield Job(scenario, "scenario", Machine(ipa_limit_bits=bits), options.judge or "always")
+        machine = Machine(ipa_limit_bits=bits, tlbirange=options.tlbirange, fwb=options.fwb)
+        yield Job(scenario, "scenario", machine, options.judge or "always")
 
 
 def storm_jobs(options: CompareOptions) -> Iterator[Job]:
@@ -107,7 +108,7 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
     except ValueError as error:
         raise InputError(f"storm: {error}") from None
     for limit in (bits,) if bits else STORM_IPA_BITS:
-        machine = Machine(ipa_limit_bits=limit, frames=STORM_FRAMES)
+        machine = Machine(limit, options.tlbirange, options.fwb, frames=STORM_FRAMES)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 

@@ -26,13 +26,11 @@ def event_line(observed: Observed) -> str:
     return f"    {observed.name}: {shown}"
 
 
-def execute(
-    source: ScenarioSource, design: str, ipa_limit_bits: int, judge_mode: str, log: bool
-) -> tuple[Executor, Judge]:
+def execute(source: ScenarioSource, design: str, machine: Machine, judge_mode: str) -> tuple[Executor, Judge]:
     """Run a scenario to its end, judged. Raises InputError for an unknown design or a bad script."""
     design = named_design(design)
     scenario = parse_scenario(source.text, source.name)
-    executor = Executor(scenario, design, Machine(ipa_limit_bits=ipa_limit_bits, logged=log))
+    executor = Executor(scenario, design, machine)
     judge = Judge()
     for event in judge_points(executor, judge_mode):
         executor.run(event + 1)
@@ -67,9 +65,15 @@ def run_scenario(
     ipa_limit_bits: int = DEFAULT_IPA_BITS,
     show_events: bool = False,
     judge_mode: str = "always",
+    tlbirange: bool = True,
+    fwb: bool = True,
 ) -> Transcript:
-    """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict."""
-    executor, judge = execute(source, design, ipa_limit_bits, judge_mode, show_events)
+    """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict.
+
+    ``tlbirange`` and ``fwb``: whether the host has FEAT_TLBIRANGE and FEAT_S2FWB.
+    """
+    machine = Machine(ipa_limit_bits, tlbirange, fwb, logged=show_events)
+    executor, judge = execute(source, design, machine, judge_mode)
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
     counts = {
@@ -80,6 +84,8 @@ def run_scenario(
     data: dict[str, Any] = {
         "design": executor.design,
         "ipa_limit_bits": ipa_limit_bits,
+        "tlbirange": tlbirange,
+        "fwb": fwb,
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
     }
@@ -87,5 +93,7 @@ def run_scenario(
         data["events"] = [
             {"event": row.event, "name": row.name, **row.fields} for row in read_log(executor.state)
         ]
+    without = [name for name, has in (("TLBIRANGE", tlbirange), ("S2FWB", fwb)) if not has]
     title = f"{source.name} under {executor.design}, {ipa_limit_bits}-bit IPA limit"
+    title += "".join(f", no FEAT_{name}" for name in without)
     return Transcript(title=title, lines=lines, data=data, verdict=result.verdict)

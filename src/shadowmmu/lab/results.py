@@ -43,6 +43,8 @@ class CompareOptions:
     runs: tuple[str, ...] = ()
     designs: tuple[str, ...] = ()
     ipa_limit_bits: int | None = None
+    tlbirange: bool = True
+    fwb: bool = True
     seed: int | None = None
     leaves: int | None = None
     notifiers: int | None = None

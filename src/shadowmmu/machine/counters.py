@@ -66,6 +66,10 @@ AT_REPLAYED: Final = 54
 FALLBACK_FRAME: Final = 55
 DESCRIPTORS_SCANNED: Final = 56
 TLBI_VMID_SHADOW: Final = 57
+CACHE_CLEANS: Final = 58
+CACHE_BYTES: Final = 59
+MMUS_LEAKED: Final = 60
+FAULTS_OWN: Final = 61
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -126,6 +130,10 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     FALLBACK_FRAME: ("fallbacks_frame", "canonical frames that lost every leaf to keep a record short"),
     DESCRIPTORS_SCANNED: ("descriptors_scanned", "shadow descriptors read only to see whether they must go"),
     TLBI_VMID_SHADOW: ("tlbi_vmid_shadow", "whole-VMID invalidations for a shadow's VMID"),
+    CACHE_CLEANS: ("cache_cleans", "leaves whose memory was cleaned to the point of coherency (no S2FWB)"),
+    CACHE_BYTES: ("cache_bytes_cleaned", "bytes of memory that were cleaned"),
+    MMUS_LEAKED: ("mmus_leaked", "shadow MMUs still referenced when the VM ended: warned of, never freed"),
+    FAULTS_OWN: ("faults_own", "aborts given to the exception level that was running: L2's own, or L1's"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -26,6 +26,7 @@ STALE: Final = 12
 HVC: Final = 13
 ERROR: Final = 14
 AT: Final = 15
+OWN: Final = 76
 
 KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     GUEST_FAULT: ("kvm_guest_fault", ("ipa", "hsr", "hxfar", "pc")),
@@ -43,6 +44,7 @@ KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     HVC: ("touch", ("esr", "far", "hpfar", "elr", "left")),
     ERROR: ("efault", ("ipa",)),
     AT: ("at", ("op", "va", "par", "slow", "replayed")),
+    OWN: ("inject_own", ("esr", "far", "pc")),
 }
 
 ROWS_PER_STEP: Final = 64

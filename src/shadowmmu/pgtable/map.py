@@ -26,7 +26,7 @@ from shadowmmu.pgtable.context import (
     context_regime,
     root_word,
 )
-from shadowmmu.pgtable.tlb import flush_ipa, flush_range
+from shadowmmu.pgtable.tlb import clean_cache, flush_ipa, flush_range
 from shadowmmu.pgtable.unmap import drop_entry, note_leaf_gone, unmap_walk
 
 UNCHANGED: Final = U64(0)
@@ -66,7 +66,7 @@ def break_table(s: State, mmu: int, word: Word, ipa: Word, level: int) -> None:
     size = entry_size(context_regime(s, mmu), level)
     holder = frame_of(s, word)
     s.frames[holder, REFS] += ONE  # keeps the walk from freeing the table that is about to be used
-    unmap_walk(s, mmu, ipa, ipa + size, False, False)
+    unmap_walk(s, mmu, ipa, ipa + size, False, False, False)
     s.frames[holder, REFS] -= ONE
     flush_range(s, mmu, size)
 
@@ -108,6 +108,7 @@ def put_leaf(s: State, mmu: int, ipa: Word, level: int, word: Word, new: Word) -
             return UNCHANGED
         else:
             break_leaf(s, mmu, ipa, word, entry_size(context_regime(s, mmu), level))
+    clean_cache(s, entry_size(context_regime(s, mmu), level))
     s.mem[word] = new
     s.frames[frame_of(s, word), REFS] += ONE
     s.mmus[mmu, M_LEAVES] += ONE

@@ -1,4 +1,4 @@
-"""The TLB invalidations L0 issues for one of its own contexts, as counted events.
+"""The TLB invalidations L0 issues for one of its own contexts, as counted events; and cache cleaning.
 
 Mirrors Linux 7.3.4 ``hyp/vhe/tlb.c``: every stage-2 invalidation by address ends with a stage-1 one of
 the whole VMID, because the virtual address is unknown.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import U64, Word, inline
+from shadowmmu.compiled import I64, U64, Word, inline
 from shadowmmu.machine.counters import (
+    CACHE_BYTES,
+    CACHE_CLEANS,
     DSBS,
     TLBI_IPA,
     TLBI_RANGE,
@@ -33,6 +35,18 @@ def defers_tlbi(s: State) -> bool:
     Mirrors ``stage2_unmap_defer_tlb_flush``: needs FEAT_TLBIRANGE and FEAT_S2FWB.
     """
     return s.regs[R_TLBIRANGE] != ZERO and s.regs[R_FWB] != ZERO
+
+
+@inline
+def clean_cache(s: State, size: Word) -> None:
+    """Clean and invalidate a leaf's memory to the point of coherency; nothing with FEAT_S2FWB.
+
+    Mirrors ``clean_dcache_guest_page`` before a leaf is written and ``dcache_clean_inval_poc`` after it is
+    cleared, Linux 7.3.4 (by reading). Every leaf here is cacheable.
+    """
+    if s.regs[R_FWB] == ZERO:
+        s.count[CACHE_CLEANS] += 1
+        s.count[CACHE_BYTES] += I64(size)
 
 
 @inline

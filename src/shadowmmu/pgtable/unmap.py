@@ -40,7 +40,7 @@ from shadowmmu.pgtable.context import (
     largest_block,
     root_word,
 )
-from shadowmmu.pgtable.tlb import defers_tlbi, flush_ipa, flush_range, flush_vmid
+from shadowmmu.pgtable.tlb import clean_cache, defers_tlbi, flush_ipa, flush_range, flush_vmid
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
@@ -110,6 +110,7 @@ def clear_leaf(s: State, word: Word) -> Leaf:
     """
     leaf = leaf_at(s, word)
     note_leaf_gone(s, leaf.mmu, leaf.ipa, word, leaf.size)
+    clean_cache(s, leaf.size)
     if drop_entry(s, word) == ONE:
         free_empty_tables(s, word)
     return leaf
@@ -121,18 +122,20 @@ def stage2_unmap(s: State, mmu: int, start: Word, end: Word) -> int:
 
     Mirrors ``kvm_pgtable_stage2_unmap``. O(entries of the range at the deepest level present).
     """
-    removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s), True)
+    removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s), True, True)
     if defers_tlbi(s):
         flush_range(s, mmu, end - start)
     return removed
 
 
 @kernel
-def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool, flush_tables: bool) -> int:
+def unmap_walk(
+    s: State, mmu: int, start: Word, end: Word, flush_leaves: bool, flush_tables: bool, clean: bool
+) -> int:
     """Clear every leaf of [start, end) and free what becomes empty; how many leaves went.
 
     ``flush_leaves`` and ``flush_tables`` invalidate each leaf, each freed table at once; otherwise the
-    caller does it for the range.
+    caller does it for the range. ``clean``: the leaves' memory leaves the caches too, where that is needed.
     """
     r = context_regime(s, mmu)
     level = r.start_level
@@ -157,6 +160,8 @@ def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool, f
             removed += 1
             if flush_leaves:
                 flush_ipa(s, mmu)
+            if clean:
+                clean_cache(s, size)
         ipa = ((ipa >> shift) + ONE) << shift
         word, level = leave_tables(s, r, word, level, ipa, end, flush_tables)
     s.count[DESCRIPTORS_READ] += reads
@@ -221,7 +226,7 @@ def unmap_chunks(s: State, mmu: int, start: Word, end: Word, may_block: bool, fl
         if flush:
             removed += stage2_unmap(s, mmu, ipa, after)
         else:
-            removed += unmap_walk(s, mmu, ipa, after, False, False)
+            removed += unmap_walk(s, mmu, ipa, after, False, False, True)
         chunks += 1
         if may_block and after < end:
             cond_resched_lock(s)

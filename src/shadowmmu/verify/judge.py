@@ -16,13 +16,17 @@ from shadowmmu.events.schema import DONTNEED, DUMP, HOST_WRITE, LOG, PUNCH, SLOT
 from shadowmmu.events.script import format_event
 from shadowmmu.kvm.slots import NO_SLOT
 from shadowmmu.machine.state import State
-from shadowmmu.pgtable.context import M_ENABLED, M_VTTBR
+from shadowmmu.pgtable.context import M_ENABLED, M_REFCNT, M_VTTBR
+from shadowmmu.verify.pool_rules import judge_pool
 from shadowmmu.verify.rules import (
     ALL_RULES,
     HOLDS,
     NOT_COVERED,
     RULES,
+    RUNS_UNWIPED,
     STALE_LEAF,
+    TWO_TENANCIES,
+    WRONG_REFERENCES,
     Finding,
     address_chain,
     judge_leaves,
@@ -31,6 +35,7 @@ from shadowmmu.verify.rules import (
 )
 
 PAGE = 4096
+POOL_RULES = (TWO_TENANCIES, WRONG_REFERENCES, RUNS_UNWIPED)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class Judge:
             self._note(executor, event, finding)
             checks &= ~(1 << int(finding.rule))
             finding = judge_tables(state, checks)
+        finding = judge_pool(state, checks)
+        while finding.rule != HOLDS:
+            self._note(executor, event, finding)
+            checks &= ~(1 << int(finding.rule))
+            finding = judge_pool(state, checks)
         self._note(executor, event, survivor(executor, event))
 
     def _note(self, executor: Executor, event: int, finding: Finding | None) -> None:
@@ -110,6 +120,9 @@ def describe(executor: Executor, event: int, finding: Finding) -> list[str]:
     lines = [f"{name}: {meaning}", f"  event  {scenario.where(event)}"]
     if not scenario.events[event]["line"]:
         lines.append(f"         {format_event(scenario, event)}")
+    if int(finding.rule) in POOL_RULES:
+        references = int(executor.state.mmus[int(finding.mmu), M_REFCNT])
+        return [*lines, f"  pool   {whose(executor.state, int(finding.mmu))}, {references} references"]
     if not int(finding.word):
         return lines
     if not int(finding.size):
@@ -117,17 +130,21 @@ def describe(executor: Executor, event: int, finding: Finding) -> list[str]:
     return lines + leaf_lines(executor.state, finding) + chain_lines(executor.state, finding)
 
 
+def whose(state: State, mmu: int) -> str:
+    """A shadow MMU by its file's name and its tenant."""
+    row = state.mmus[mmu]
+    return f"nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x})"
+
+
 def leaf_lines(state: State, finding: Finding) -> list[str]:
     """The shadow leaf: where it stands and what it says."""
     mmu = int(finding.mmu)
     descriptor = int(state.mem[finding.word])
     pa = descriptor & int(OA_BITS) & ~(int(finding.size) - 1)
-    row = state.mmus[mmu]
-    whose = f"nested_mmu{mmu - 1} (VTTBR {int(row[M_VTTBR]):#018x})"
     size = size_text(int(finding.size))
     fields = STAGE2_LEAF.describe(descriptor & ~int(OA_BITS))
     return [
-        f"  leaf   {whose} nested IPA {int(finding.nested_ipa):#x}, {size}, PA {pa:#x}",
+        f"  leaf   {whose(state, mmu)} nested IPA {int(finding.nested_ipa):#x}, {size}, PA {pa:#x}",
         f"         descriptor {descriptor:#018x} at word {int(finding.word):#x}: {fields}",
     ]
 

@@ -6,6 +6,7 @@ A3   coverage: the design's record would find the leaf for any part of its canon
 A5   size: the leaf is no larger than L1's, aligned alike in both spaces, inside one memslot
 A6   tag: the level tag in the leaf is L1's leaf level; 0 only with stage 2 off
 A7   TLBI: nothing that L1 invalidated is left, so a leaf that differs from L1's table now awaits a TLBI
+A8 to A10 speak of the pool of shadow MMUs: ``verify.pool_rules``
 A11  no orphan: the record holds no more leaves than there are
 A15  table use counts: one, plus one for each entry that is not zero
 """
@@ -61,6 +62,9 @@ WRONG_TAG: Final = 5
 ORPHAN: Final = 6
 USE_COUNT: Final = 7
 SURVIVED_TLBI: Final = 8
+TWO_TENANCIES: Final = 21
+WRONG_REFERENCES: Final = 22
+RUNS_UNWIPED: Final = 23
 
 RULES: Final[dict[int, tuple[str, str]]] = {
     STALE_LEAF: ("A1", "a valid shadow leaf points to memory the host no longer maps there"),
@@ -71,9 +75,12 @@ RULES: Final[dict[int, tuple[str, str]]] = {
     ORPHAN: ("A11", "the record holds more entries than there are leaves"),
     USE_COUNT: ("A15", "a table's use count is not one plus its nonzero entries"),
     SURVIVED_TLBI: ("A7", "a leaf that L1 invalidated is still there"),
+    TWO_TENANCIES: ("A8", "two shadow MMUs answer to one VTTBR, VTCR and HCR.VM"),
+    WRONG_REFERENCES: ("A9", "a shadow MMU's references are not the vCPUs that hold it"),
+    RUNS_UNWIPED: ("A10", "a vCPU runs on a recycled shadow MMU that was not wiped"),
 }
 
-ALL_RULES: Final = (1 << (SURVIVED_TLBI + 1)) - 1
+ALL_RULES: Final = sum(1 << rule for rule in RULES)
 """``checks`` of the passes below: bit n asks for rule n, so that one broken rule does not hide another."""
 HOST_RULES: Final = 1 << STALE_LEAF | 1 << WRITABLE_LEAF
 

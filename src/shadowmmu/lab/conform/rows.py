@@ -34,6 +34,9 @@ SYNDROME: Final = 0xFC00_007F
 
 DOORBELL: Final = 0x900_0000
 PAGE: Final = ~0xFFF
+L2_RUNS: Final = "(L2)"
+LEVELS: Final = ("(L1)", L2_RUNS)
+"""Marks of the rig where another vCPU goes on, at its own level."""
 WORD: Final = (1 << 64) - 1
 
 
@@ -123,7 +126,9 @@ def kernel_l2_aborts(answer: Answer) -> list[Row]:
     inside = False
     mark = ""
     for event in answer.events:
-        if event.name == MARK:
+        if event.name == MARK and event.text in LEVELS:
+            inside = event.text == L2_RUNS
+        elif event.name == MARK:
             mark = event.text
         elif event.name in ("kvm_nested_eret", "kvm_inject_nested_exception"):
             inside = event.name == "kvm_nested_eret"

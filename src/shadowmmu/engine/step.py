@@ -18,6 +18,7 @@ from shadowmmu.engine.actions import (
     start_l1,
     vm_action,
 )
+from shadowmmu.engine.interleaved import interleaved_action
 from shadowmmu.events.schema import (
     DONTNEED,
     DUMP,
@@ -26,6 +27,7 @@ from shadowmmu.events.schema import (
     MARK,
     PAGEMAP,
     PUNCH,
+    VNCR,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
 from shadowmmu.host.setup import FRAMES_PER_STEP as HOST_FRAMES_PER_STEP
@@ -118,6 +120,8 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = guest_action(s, kind, vcpu, operands[i])
         elif kind <= PUNCH:
             outcome = host_action(s, kind, operands[i])
+        elif kind >= VNCR:
+            outcome = interleaved_action(s, kind, vcpu, operands[i])
         else:
             outcome = vm_action(s, kind, operands[i])
         if outcome == MORE:

@@ -15,6 +15,7 @@ from shadowmmu.kvm.layout import (
     K_NEXT,
     NO_MMU,
     ONE,
+    REQUEST_MAP_VNCR,
     REQUEST_UNMAP,
     V_HCR,
     V_HW_MMU,
@@ -23,6 +24,7 @@ from shadowmmu.kvm.layout import (
     V_VTTBR,
     ZERO,
 )
+from shadowmmu.kvm.vncr import check_vncr_request, unmap_l1_vncr
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import RECYCLED, WIPES
 from shadowmmu.machine.state import State
@@ -39,6 +41,7 @@ from shadowmmu.pgtable.context import (
 )
 
 VMID_SHIFT: Final = VTTBR_EL2.lsb("VMID")
+HCR_NV: Final = HCR_EL2.mask("NV")
 HCR_VM: Final = HCR_EL2.mask("VM")
 SHADOWS_PER_VCPU: Final = 2
 NOT_FOUND: Final = 0
@@ -107,6 +110,7 @@ def get_shadow(s: State, vcpu: int) -> int:
 @kernel
 def put_hw_mmu(s: State, vcpu: int) -> None:
     """Drop the vCPU's context and its reference. Mirrors ``kvm_vcpu_put_hw_mmu``."""
+    unmap_l1_vncr(s, vcpu)
     mmu = s.vcpus[vcpu, V_HW_MMU]
     if mmu != NO_MMU and mmu != U64(CANONICAL):
         s.mmus[mmu, M_REFCNT] -= ONE
@@ -127,7 +131,10 @@ def load_shadow(s: State, vcpu: int) -> None:
     mmu_lock_write(s)
     s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
     mmu_unlock_write(s)
+    if s.vcpus[vcpu, V_HCR] & HCR_NV != ZERO:
+        s.vcpus[vcpu, V_REQUESTS] |= REQUEST_MAP_VNCR
     check_requests(s, vcpu)
+    check_vncr_request(s, vcpu)
 
 
 @kernel

@@ -66,6 +66,10 @@ AT_REPLAYED: Final = 54
 FALLBACK_FRAME: Final = 55
 DESCRIPTORS_SCANNED: Final = 56
 TLBI_VMID_SHADOW: Final = 57
+VNCR_ABORTS: Final = 58
+VNCR_FILLS: Final = 59
+VNCR_INVALIDATIONS: Final = 60
+VNCR_OVER: Final = 61
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -126,6 +130,10 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     FALLBACK_FRAME: ("fallbacks_frame", "canonical frames that lost every leaf to keep a record short"),
     DESCRIPTORS_SCANNED: ("descriptors_scanned", "shadow descriptors read only to see whether they must go"),
     TLBI_VMID_SHADOW: ("tlbi_vmid_shadow", "whole-VMID invalidations for a shadow's VMID"),
+    VNCR_ABORTS: ("vncr_aborts", "aborts on the page that L1's VNCR_EL2 names"),
+    VNCR_FILLS: ("vncr_fills", "VNCR pseudo-TLB entries filled"),
+    VNCR_INVALIDATIONS: ("vncr_invalidations", "VNCR pseudo-TLB entries invalidated, whatever the reason"),
+    VNCR_OVER: ("vncr_over", "of these, how many by a canonical range that the page lies outside of"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -8,6 +8,7 @@ A6   tag: the level tag in the leaf is L1's leaf level; 0 only with stage 2 off
 A7   TLBI: nothing that L1 invalidated is left, so a leaf that differs from L1's table now awaits a TLBI
 A11  no orphan: the record holds no more leaves than there are
 A15  table use counts: one, plus one for each entry that is not zero
+A16  VNCR: a valid entry's frame is the frame of its canonical page (verify.vncr)
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ WRONG_TAG: Final = 5
 ORPHAN: Final = 6
 USE_COUNT: Final = 7
 SURVIVED_TLBI: Final = 8
+STALE_VNCR: Final = 16
 
 RULES: Final[dict[int, tuple[str, str]]] = {
     STALE_LEAF: ("A1", "a valid shadow leaf points to memory the host no longer maps there"),
@@ -71,6 +73,7 @@ RULES: Final[dict[int, tuple[str, str]]] = {
     ORPHAN: ("A11", "the record holds more entries than there are leaves"),
     USE_COUNT: ("A15", "a table's use count is not one plus its nonzero entries"),
     SURVIVED_TLBI: ("A7", "a leaf that L1 invalidated is still there"),
+    STALE_VNCR: ("A16", "a VNCR pseudo-TLB entry holds a frame that its canonical page has no more"),
 }
 
 ALL_RULES: Final = (1 << (SURVIVED_TLBI + 1)) - 1

@@ -10,7 +10,8 @@ from kvm_lab import K, M, Vm, fault_status
 
 from shadowmmu.compiled import U64
 from shadowmmu.designs.interface import CATALOGUE, VNCR_ALL, VNCR_BY_DESIGN, VNCR_FORGOTTEN
-from shadowmmu.kvm.layout import K_SEQ, K_VNCR_COUNT, SLOT_READONLY, V_HCR
+from shadowmmu.errors import UndeterminedError
+from shadowmmu.kvm.layout import K_RACES, K_SEQ, K_VNCR_COUNT, SLOT_READONLY, V_HCR
 from shadowmmu.kvm.vncr import T_MAPPED, T_SPAN, T_VALID
 from shadowmmu.machine.counters import (
     FAULTS_BOUNCED,
@@ -247,6 +248,27 @@ def test_a_fill_bounces_while_the_host_invalidates() -> None:
     vm = machine(*lines, design="reverse_table").end()
     assert vm.count(FAULTS_BOUNCED) == 3 + 1
     assert counts(vm) == (6, 2, 1)
+
+
+@pytest.mark.parametrize("races", [1, 3])
+def test_a_lost_race_for_the_access_flag_walks_again(races: int) -> None:
+    vm = machine(stage1(PAGE | LEAF, TCR | 1 << 39), "mark here", f"vncr w {VA:#x}").to("here")
+    vm.state.regs[K_RACES] = races
+    vm.end()
+    assert counts(vm) == (1 + races, 1, 0)
+    assert vm.count(FAULTS_BOUNCED) == 0
+    assert vm.guest_word(L3_TABLE + 24) == PAGE | AF | LEAF
+
+
+def test_l2_that_cannot_fetch_never_gets_to_the_page() -> None:
+    vm = machine("unmap 0x10000 4k 3", "tlbi 4", f"vncr w {PAGE:#x}").end()
+    assert counts(vm) == (0, 0, 0)
+    assert vm.touches()[-1]["left"] == 1
+
+
+def test_an_invalidation_that_stays_open_lets_no_entry_be_filled() -> None:
+    with pytest.raises(UndeterminedError, match="makes no progress"):
+        machine(f"hold {PAGE:#x} 4k", f"vncr w {PAGE:#x}").end()
 
 
 def test_two_vcpus_have_an_entry_each() -> None:

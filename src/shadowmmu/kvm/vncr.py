@@ -157,9 +157,9 @@ def invalidate_vncr(s: State, vcpu: int) -> None:
 
 
 @inline
-def intersects(address: Word, span: Word, start: Word, size: Word) -> bool:
-    """Whether the span around ``address`` meets [start, start + size). Mirrors ``vncr_tlb_intersects``."""
-    first = address & ~(span - ONE)
+def intersects(page: Word, span: Word, start: Word, size: Word) -> bool:
+    """Whether the span around ``page`` meets [start, start + size). Mirrors ``vncr_tlb_intersects``."""
+    first = page & ~(span - ONE)
     return not (first + (span - ONE) < start or first > start + (size - ONE))
 
 

@@ -12,7 +12,7 @@ from shadowmmu.arch import context as c
 from shadowmmu.arch.controls import stage1_controls
 from shadowmmu.arch.fault import ESR_FSC, ESR_IL, ESR_WNR, PERMISSION, TRANSLATION, fault_status
 from shadowmmu.arch.operation import AT_S1E2A, AT_S1E2R, AT_S1E2W, access_of
-from shadowmmu.compiled import U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.at import offered
@@ -144,6 +144,7 @@ def translate_vncr(s: State, vcpu: int, write: bool) -> int:
     mmu_lock_write(s)
     if s.regs[K_IN_PROGRESS] != ZERO or s.regs[K_SEQ] != sequence:
         mmu_unlock_write(s)
+        fault_bounced(s)
         return EAGAIN
     writable = page.writable and s.slots[slot, S_FLAGS] & SLOT_READONLY == ZERO
     row[T_HPA] = page.pa
@@ -164,8 +165,8 @@ def translate_vncr(s: State, vcpu: int, write: bool) -> int:
 def handle_vncr_abort(s: State, vcpu: int, write: bool, pc: Word) -> int:
     """One abort on the VNCR page: RESUME to try again, or INJECTED. Mirrors ``kvm_handle_vncr_abort``.
 
-    A write to what L1 lets it write and the host does not is an external abort; any other lack of
-    permission is L1's, at the level of its own leaf.
+    A lack of permission is L1's, at the level of its own leaf. Linux makes it an external abort where L1's
+    stage 1 permits a write and the host's page, filled for writing, does not: guest_memfd alone can.
     """
     row = s.vcpus[vcpu]
     s.count[VNCR_ABORTS] += 1
@@ -175,14 +176,10 @@ def handle_vncr_abort(s: State, vcpu: int, write: bool, pc: Word) -> int:
     code = translate_vncr(s, vcpu, write)
     if code == EAGAIN:
         row[V_ESR] = kept
-        fault_bounced(s)
         return RESUME
     if code == 0:
-        if write and row[T_WRITE] != ZERO and row[T_WRITABLE] == ZERO:
-            fail(s, vcpu, EXTERNAL)
-        elif (row[T_WRITE] if write else row[T_READ]) == ZERO:
-            level = row[T_LEVEL]
-            fail(s, vcpu, fault_status(PERMISSION, 0) + level)
+        if (row[T_WRITE] if write else row[T_READ]) == ZERO:
+            fail(s, vcpu, fault_status(PERMISSION, I64(row[T_LEVEL])))
         else:
             row[V_ESR] = kept
             return RESUME

@@ -93,11 +93,11 @@ class Judge:
         self._note_vncr(executor, event)
 
     def _note_vncr(self, executor: Executor, event: int) -> None:
-        vcpu = int(judge_vncr(executor.state)) if STALE_VNCR not in self.found else NO_VCPU
-        if vcpu != NO_VCPU:
+        stale = judge_vncr(executor.state)
+        if stale.vcpu != NO_VCPU and STALE_VNCR not in self.found:
             name, meaning = RULES[STALE_VNCR]
             finding = Finding(STALE_VNCR, 0, U64(0), U64(0), U64(0), U64(0), 0)
-            lines = describe(executor, event, finding) + vncr_lines(executor.state, vcpu)
+            lines = describe(executor, event, finding) + vncr_lines(executor.state, stale)
             self.found[STALE_VNCR] = Violation(name, meaning, event, lines)
 
     def _note(self, executor: Executor, event: int, finding: Finding | None) -> None:

@@ -95,8 +95,9 @@ def write_script(scenario: Scenario) -> str:
         if kind == schema.SET_STAGE2 and c != vtcr:
             vtcr = c
             lines.append(f"vtcr {vtcr:#x}")
-        if kind == schema.TOUCH and e != code:
-            code = e
+        ran_from = e if kind == schema.TOUCH else c if kind == schema.VNCR else code
+        if ran_from != code:
+            code = ran_from
             lines.append(f"codeat {code:#x}")
         lines.append(format_event(scenario, index))
     return "\n".join(lines) + "\n"

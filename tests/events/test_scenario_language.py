@@ -184,6 +184,13 @@ WRONG = [
     (MACHINE + "touch x 2", 6, "2", "aligned to 4"),
     (MACHINE + "touch r 0xfffffffffffff000 4096 2", 6, "0xfffffffffffff000", "2^64"),
     (MACHINE + "tlbi 9 0", 6, "9", "0 to 8"),
+    ("start base 1\nvncr r 0x41000000", 2, "vncr", "E2H0 0"),
+    (MACHINE + "vncr x 0x41000000", 6, "x", "r or w"),
+    (MACHINE + "vncr r 0x41000800", 6, "0x41000800", "aligned"),
+    (MACHINE + "tlbi2 ipa", 6, "ipa", "all, va, vaa, asid, rva, rvaa"),
+    (MACHINE + "hold 0x41000000 4k 1 lazy", 6, "lazy", "atomic"),
+    (MACHINE + "hold 0x41000000 4k x", 6, "x", "a number of faults"),
+    (MACHINE + "race 0x41000001 4k", 6, "0x41000001", "aligned"),
     (MACHINE + "vm 2", 6, "2", "0 or 1"),
     (MACHINE + "poke 0x41000004 1", 6, "0x41000004", "aligned to 8"),
     (MACHINE + "s2 0x1000 1", 6, "0x1000", "inside the memory"),
@@ -280,7 +287,8 @@ def test_registers_and_at_instructions_there_and_back() -> None:
 
 
 def test_more_registers_than_an_event_holds() -> None:
-    words = [f"{name}={value}" for value, name in enumerate(S1_REGISTERS) if name != "pan"] + ["pan=1"]
+    names = [name for name in S1_REGISTERS if name != "pan" and not name.endswith("_el2")]
+    words = [f"{name}={value}" for value, name in enumerate(names)] + ["pan=1"]
     scenario = parse_scenario(f"start base\ns1 {' '.join(words)}\n", "all")
     assert [row[3:] for row in scenario.events.tolist()] == [
         (0b11111, 0, 1, 2, 3, 4),
@@ -321,6 +329,14 @@ def test_a_line_happens_on_the_vcpu_that_the_script_speaks_to() -> None:
     entered = scenario.events[scenario.events["kind"] == schema.ENTER]
     assert entered["a"].tolist() == [0x20000, 0x10000], "each with L2's code where the script has it"
     assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+def test_the_host_at_work_between_faults_is_written_back() -> None:
+    script = (
+        MACHINE + "codeat 0x20000\nvncr w 0x41003000\nvncr r 0xffffff8000003000\ntlbi2 vaa 0x3\nrelease\n"
+        "hold 0x41000000 8k\nhold 0x41000000 8k 3 atomic\nrace 0x41000000 4k\ns1 tcr_el2=1 sctlr_el2=1\n"
+    )
+    scenario = parse_scenario(script, "host")
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+    assert [row[0] for row in rows(script)][-6:-1] == [71, 73, 72, 72, 74]
 
 
 def test_labels_keep_every_character_but_the_blanks_around_them() -> None:

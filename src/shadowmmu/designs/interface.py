@@ -46,6 +46,13 @@ CAUSE_INVALIDATED: Final = 2
 CAUSE_REPLACED: Final = 3
 
 
+VNCR_ALL: Final = 0
+VNCR_RANGE: Final = 1
+VNCR_FORGOTTEN: Final = 2
+"""What an unmap does to the VNCR pseudo-TLB, which depends on canonical IPA and has no shadow leaf: throw
+out every entry (Linux 7.3.4), those that the canonical range reaches, or none."""
+
+
 @dataclass(frozen=True)
 class Design:
     """One entry of the catalogue. ``claims_safety`` False marks a negative control."""
@@ -56,6 +63,7 @@ class Design:
     idea: str
     claims_safety: bool
     uses_side: bool = False
+    vncr: int = VNCR_RANGE
 
 
 CATALOGUE: Final[dict[str, Design]] = {
@@ -67,6 +75,7 @@ CATALOGUE: Final[dict[str, Design]] = {
             "Linux 7.3.4",
             "no record: unmap every valid shadow MMU over its whole IPA range, in chunks",
             claims_safety=True,
+            vncr=VNCR_ALL,
         ),
         Design(
             RBTREE_2024,
@@ -74,6 +83,7 @@ CATALOGUE: Final[dict[str, Design]] = {
             "RFC, March 2024",
             "red-black tree a shadow MMU, exact match on the start of a canonical range; a lookup removes",
             claims_safety=False,
+            vncr=VNCR_FORGOTTEN,
         ),
         Design(
             SPANNING,
@@ -96,6 +106,7 @@ CATALOGUE: Final[dict[str, Design]] = {
             "series of September 2025, v2",
             "maple tree a shadow MMU of canonical ranges, each with an object; the last fill wins",
             claims_safety=False,
+            vncr=VNCR_FORGOTTEN,
         ),
         Design(
             SPANNING_V2,
@@ -146,6 +157,10 @@ CATALOGUE: Final[dict[str, Design]] = {
             "Zyngier, September 2026",
             "no record: unmap everything without TLBIs on the way, one VMALLS12E1 a shadow MMU at the end",
             claims_safety=True,
+            vncr=VNCR_ALL,
         ),
     )
 }
+
+VNCR_BY_DESIGN: Final = tuple(d.vncr for d in sorted(CATALOGUE.values(), key=lambda d: d.number))
+"""``Design.vncr`` by number, for compiled code."""

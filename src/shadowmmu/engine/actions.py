@@ -86,6 +86,7 @@ from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_pu
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
+from shadowmmu.kvm.interleave import end_hold
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import handle_tlbi
 from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu, vcpu_state
@@ -359,6 +360,7 @@ def vm_action(s: State, kind: int, op: Words) -> int:
     if kind == LOG:
         set_dirty_logging(s, 0, op[A] != ZERO)
     elif kind == SLOT:
+        end_hold(s)  # memslots do not change while an invalidation is under way (mn_active_invalidate_count)
         if op[A] == ZERO:
             delete_slot(s, 0)
         else:

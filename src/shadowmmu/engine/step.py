@@ -19,6 +19,7 @@ from shadowmmu.engine.actions import (
     start_l1,
     vm_action,
 )
+from shadowmmu.engine.interleaved import interleaved_action
 from shadowmmu.engine.vcpu_actions import vcpu_action
 from shadowmmu.events.schema import (
     DONTNEED,
@@ -29,7 +30,9 @@ from shadowmmu.events.schema import (
     MARK,
     PAGEMAP,
     PUNCH,
+    RACE,
     TEARDOWN,
+    VNCR,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
 from shadowmmu.host.setup import FRAMES_PER_STEP as HOST_FRAMES_PER_STEP
@@ -127,6 +130,8 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
                 command_l1(s, vcpu)
             if not vcpu_action(s, kind, vcpu, operands[i]):
                 outcome = EVENT_STUCK
+        elif kind >= VNCR and kind <= RACE:
+            outcome = interleaved_action(s, kind, vcpu, operands[i])
         else:
             outcome = vm_action(s, kind, operands[i])
         if outcome == MORE:

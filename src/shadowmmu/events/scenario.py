@@ -22,6 +22,7 @@ from shadowmmu.events.schema import (
     Scenario,
 )
 from shadowmmu.events.words import (
+    EL2_SCOPES,
     ScenarioError,
     WordError,
     assigned_register,
@@ -298,6 +299,28 @@ def _at(reader: _Reader, command: Command, words: list[str], given: int) -> None
     reader.add(schema.AT, at_operation(words[0]), number(words[1], "a VA"))
 
 
+def _vncr(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if words[0] not in ("r", "w"):
+        raise WordError(words[0], "r or w")
+    if reader.e2h0:
+        raise WordError(command.name, "an L1 with E2H0 0: an nVHE L1 has no nested virtualisation")
+    va = _page_aligned(words[1], "a VA")
+    reader.add(schema.VNCR, va, _OPERATIONS[words[0]], reader.code)
+
+
+def _tlbi_el2(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if words[0] not in EL2_SCOPES:
+        raise WordError(words[0], "one of " + ", ".join(EL2_SCOPES))
+    reader.add(schema.TLBI_EL2, EL2_SCOPES.index(words[0]), number(words[1], "an operand value"))
+
+
+def _hold(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if given > 3 and words[3] != "atomic":
+        raise WordError(words[3], "atomic or nothing")
+    place = reader.canonical_range(words[0], words[1])
+    reader.add(schema.HOLD, *place, number(words[2], "a number of faults"), int(given > 3))
+
+
 def _host_range(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.add(command.kind, *reader.canonical_range(words[0], words[1]))
 
@@ -364,6 +387,10 @@ _HANDLERS: dict[str, _Handler] = {
     "unmap": _unmap,
     "touch": _touch,
     "tlbi": _tlbi,
+    "vncr": _vncr,
+    "tlbi2": _tlbi_el2,
+    "hold": _hold,
+    "race": _host_range,
     "poke": _word_access,
     "peek": _word_access,
     "s1": _s1,
@@ -371,7 +398,7 @@ _HANDLERS: dict[str, _Handler] = {
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),
-    **dict.fromkeys(("nop", "getlog"), _bare),
+    **dict.fromkeys(("nop", "getlog", "release"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
     "vcpu": _vcpu,

@@ -69,6 +69,11 @@ SCHEDULE = 77
 RESET = 78
 CACHES = 79
 TEARDOWN = 80
+VNCR = 70
+TLBI_EL2 = 71
+HOLD = 72
+RELEASE = 73
+RACE = 74
 
 READ = 0
 WRITE = 1
@@ -226,6 +231,31 @@ KINDS: tuple[KindSpec, ...] = (
         ("operation: 0 by set and way, 1 switched off with the MMU, 2 switched on",),
     ),
     KindSpec(TEARDOWN, "TEARDOWN", "the VMM's process ends, and the VM with it"),
+    KindSpec(
+        VNCR,
+        "VNCR",
+        "L1 writes VNCR_EL2 and runs a hypervisor of its own, which accesses a register kept in that page",
+        ("va of the page in L1's EL2&0 regime", "operation: 0 read, 1 write", "nested_ipa of L2's code page"),
+    ),
+    KindSpec(
+        TLBI_EL2,
+        "TLBI_EL2",
+        "L1 invalidates its own EL2&0 regime, {E2H,TGE} being {1,1}",
+        ("scope: 0 all, 1 VA, 2 VA of every ASID, 3 ASID, 4 and 5 ranges of 1 and 2", "operand register"),
+    ),
+    KindSpec(
+        HOLD,
+        "HOLD",
+        "the host begins to invalidate a range and goes on later",
+        ("canonical_ipa", "bytes", "faults that bounce before it goes on, 0: at RELEASE", "1: may not sleep"),
+    ),
+    KindSpec(RELEASE, "RELEASE", "the host takes the range of HOLD and ends the invalidation"),
+    KindSpec(
+        RACE,
+        "RACE",
+        "the host takes a range in the middle of the vCPU's next fault",
+        ("canonical_ipa", "bytes"),
+    ),
 )
 
 SPECS: dict[int, KindSpec] = {spec.number: spec for spec in KINDS}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shadowmmu.events import schema
 from shadowmmu.events.commands import HOST_COMMAND
 from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCR, Scenario
 from shadowmmu.events.words import (
     AT_OPERATIONS,
+    EL2_SCOPES,
     attribute_letters,
     protection_letters,
     register_word,
@@ -22,6 +25,14 @@ _BARE = {
     schema.ENTER: "enter",
     schema.RESET: "reset",
     schema.TEARDOWN: "teardown",
+    schema.RELEASE: "release",
+}
+
+_INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {
+    schema.VNCR: lambda a, b, c, d: f"vncr {'rw'[b]} {a:#x}",
+    schema.TLBI_EL2: lambda a, b, c, d: f"tlbi2 {EL2_SCOPES[a]} {b:#x}",
+    schema.HOLD: lambda a, b, c, d: f"hold {a:#x} {size_word(b)} {c}{' atomic' if d else ''}",
+    schema.RACE: lambda a, b, c, d: f"race {a:#x} {size_word(b)}",
 }
 
 
@@ -53,6 +64,8 @@ def format_event(scenario: Scenario, index: int) -> str:
         return f"touch {'rwx'[d]} {a:#x} {b} {c}"
     if kind == schema.TLBI:
         return f"tlbi {a} {b:#x}"
+    if kind in _INTERLEAVED:
+        return _INTERLEAVED[kind](a, b, c, d)
     if kind == schema.POKE:
         return f"poke {a:#x} {b:#x}"
     if kind == schema.PEEK:
@@ -96,7 +109,7 @@ def write_script(scenario: Scenario) -> str:
         if vcpu != on:
             on = vcpu
             lines.append(f"vcpu {on}")
-        wanted = {schema.TOUCH: e, schema.ENTER: a}.get(kind, code)
+        wanted = {schema.TOUCH: e, schema.ENTER: a, schema.VNCR: c}.get(kind, code)
         if wanted != code:
             code = wanted
             lines.append(f"codeat {code:#x}")

@@ -44,9 +44,17 @@ S1_REGISTERS = {
     "tcr2": c.C_TCR2_EL1,
     "pir": c.C_PIR_EL1,
     "pire0": c.C_PIRE0_EL1,
+    "ttbr0_el2": c.C_TTBR0_EL2,
+    "ttbr1_el2": c.C_TTBR1_EL2,
+    "tcr_el2": c.C_TCR_EL2,
+    "sctlr_el2": c.C_SCTLR_EL2,
+    "mair_el2": c.C_MAIR_EL2,
     "pan": c.C_PSTATE,
 }
 """What ``s1`` sets: registers of L2's stage 1, and L1's own PSTATE.PAN."""
+
+EL2_SCOPES = ("all", "va", "vaa", "asid", "rva", "rvaa")
+"""The scopes of ``tlbi2``, numbered as ``kvm.vncr`` does."""
 
 PAN_SHIFT = PSTATE["PAN"].lsb
 

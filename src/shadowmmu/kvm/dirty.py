@@ -20,6 +20,7 @@ from shadowmmu.kvm.layout import (
     ZERO,
 )
 from shadowmmu.kvm.shadows import precise_updates, update_shadows
+from shadowmmu.kvm.vncr import invalidate_vncr_ipa_all, vncr_after_unmap
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.ghost import ghost_begin, ghost_end
 from shadowmmu.machine.log import WRITE_PROTECT, observe
@@ -49,11 +50,13 @@ def write_protect_shadows(s: State, start: Word, end: Word) -> None:
     """
     if precise_updates(s):
         update_shadows(s, start, end, False, CAUSE_MEMSLOT, PROTECT)
+        vncr_after_unmap(s, start, end)
         return
     for mmu in range(1, shadow_mmus(s) + 1):
         if shadow_valid(s, mmu):
             observe(s, WRITE_PROTECT, ZERO, input_size(s, mmu), U64(mmu), ZERO, ZERO)
             write_protect(s, mmu, ZERO, input_size(s, mmu))
+    invalidate_vncr_ipa_all(s)
 
 
 @kernel
@@ -139,6 +142,7 @@ def flush_memslot(s: State, slot: int) -> None:
     ghost_begin(s, start, end)
     update_shadows(s, start, end, True, CAUSE_MEMSLOT, UNMAP)
     ghost_end(s)
+    vncr_after_unmap(s, start, end)
     mmu_unlock_write(s)
 
 

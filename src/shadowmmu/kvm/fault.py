@@ -36,6 +36,7 @@ from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
 from shadowmmu.host.vma import find_vma, vma_count
+from shadowmmu.kvm.interleave import fault_bounced, host_interferes
 from shadowmmu.kvm.layout import (
     EAGAIN,
     EFAULT_EXIT,
@@ -71,7 +72,6 @@ from shadowmmu.kvm.slots import (
 from shadowmmu.kvm.walk import GuestWalk, walk_guest_stage2
 from shadowmmu.machine.calls import mmu_lock_read, mmu_unlock_read
 from shadowmmu.machine.counters import (
-    FAULTS_BOUNCED,
     FAULTS_CANONICAL,
     FAULTS_INJECTED,
     FAULTS_OWN,
@@ -190,7 +190,7 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
         make_young(s, mmu, abort.ipa)
         mmu_unlock_read(s)
         return RESUME
-    return user_mem_abort(s, mmu, slot, abort, walk, nested)
+    return user_mem_abort(s, vcpu, mmu, slot, abort, walk, nested)
 
 
 @inline
@@ -264,7 +264,9 @@ def compute_prot(s: State, slot: int, page: HostPage, abort: Abort, walk: GuestW
 
 
 @kernel
-def user_mem_abort(s: State, mmu: int, slot: int, abort: Abort, walk: GuestWalk, nested: bool) -> int:
+def user_mem_abort(
+    s: State, vcpu: int, mmu: int, slot: int, abort: Abort, walk: GuestWalk, nested: bool
+) -> int:
     """Back a fault with host memory and fill the leaf. Mirrors ``user_mem_abort``."""
     canonical_ipa = walk.output
     hva = slot_hva(s, slot, canonical_ipa)
@@ -275,13 +277,14 @@ def user_mem_abort(s: State, mmu: int, slot: int, abort: Abort, walk: GuestWalk,
         return EFAULT_EXIT
     run_host_plan(s, steps)
     page = translate(s, hva)
+    host_interferes(s, vcpu)
     prot = compute_prot(s, slot, page, abort, walk, nested)
     if mmu != CANONICAL and not design_prepare(s):
         return RESUME
     mmu_lock_read(s)
     if s.regs[K_IN_PROGRESS] != ZERO or s.regs[K_SEQ] != sequence:
-        s.count[FAULTS_BOUNCED] += 1
         mmu_unlock_read(s)
+        fault_bounced(s)
         return RESUME
     size = mapping_size(s, slot, hva, page, sizes, mmu, abort)
     filled = map_fault(s, mmu, abort, canonical_ipa, size, sizes.vma, page, prot)

@@ -19,6 +19,14 @@ K_RACES: Final = R_KVM + 6
 K_BOOT_HCR: Final = R_KVM + 20
 """HCR_EL2 as L1 sets it when it boots."""
 
+K_VNCR_COUNT: Final = R_KVM + 16
+"""How many vCPUs have a valid entry in their VNCR pseudo-TLB (``vncr_tlb_count``)."""
+K_HOLD_START: Final = R_KVM + 17
+K_HOLD_END: Final = R_KVM + 18
+"""Host addresses of the invalidation that a scenario keeps between its start and its end; both 0: none."""
+K_HOLD_LEFT: Final = R_KVM + 19
+"""Faults that must still bounce before it ends; 0: it ends when the scenario says so."""
+
 # Columns of a virtual CPU (``State.vcpus``). Two context rows (``arch.context``) stand in them: L1's virtual
 # registers, and those that L0 loads into the CPU to execute an AT for L1.
 V_HW_MMU: Final = 0
@@ -32,13 +40,19 @@ V_STATE: Final = 7
 """Where the vCPU stands, as the bits below; 0: loaded, in virtual EL2."""
 V_VIRTUAL: Final = 8
 V_LOADED: Final = V_VIRTUAL + ROW
-VCPU_COLUMNS: Final = V_LOADED + ROW
+V_VNCR: Final = V_LOADED + ROW
+"""First column of the VNCR pseudo-TLB (``kvm.vncr``)."""
+V_RACE_START: Final = V_VNCR + 14
+V_RACE_END: Final = V_VNCR + 15
+"""Host addresses that the host takes in the middle of this vCPU's next fault; both 0: none."""
+VCPU_COLUMNS: Final = V_VNCR + 16
 V_VTTBR: Final = V_VIRTUAL + C_VTTBR_EL2
 V_VTCR: Final = V_VIRTUAL + C_VTCR_EL2
 V_HCR: Final = V_VIRTUAL + C_HCR_EL2
 
 NO_MMU: Final = U64(0xFFFF)
 REQUEST_UNMAP: Final = U64(1)
+REQUEST_MAP_VNCR: Final = U64(1 << 8)
 
 IN_L2: Final = U64(1)
 """PSTATE.M is EL1 or EL0 and HCR_EL2.TGE is 0: not ``is_hyp_ctxt``."""

@@ -24,6 +24,7 @@ from shadowmmu.kvm.layout import (
     ZERO,
 )
 from shadowmmu.kvm.shadows import precise_updates, update_shadows
+from shadowmmu.kvm.vncr import vncr_after_unmap
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import MMUS_VALID, NOTIFIERS, NOTIFIERS_BLOCKABLE
 from shadowmmu.machine.ghost import ghost_begin, ghost_end
@@ -66,6 +67,7 @@ def unmap_gfn_range(s: State, start: Word, end: Word, may_block: bool) -> None:
     ghost_begin(s, start, end)
     update_shadows(s, start, end, may_block, CAUSE_NOTIFIER, UNMAP)
     ghost_end(s)
+    vncr_after_unmap(s, start, end)
 
 
 @kernel

@@ -18,6 +18,7 @@ from shadowmmu.kvm.layout import (
     K_NEXT,
     NO_MMU,
     ONE,
+    REQUEST_MAP_VNCR,
     REQUEST_UNMAP,
     V_HCR,
     V_HW_MMU,
@@ -27,6 +28,7 @@ from shadowmmu.kvm.layout import (
     V_VTTBR,
     ZERO,
 )
+from shadowmmu.kvm.vncr import check_vncr_request, unmap_l1_vncr
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import RECYCLED, WIPES
 from shadowmmu.machine.state import State
@@ -45,6 +47,7 @@ from shadowmmu.pgtable.context import (
 )
 
 VMID_SHIFT: Final = VTTBR_EL2.lsb("VMID")
+HCR_NV: Final = HCR_EL2.mask("NV")
 HCR_VM: Final = HCR_EL2.mask("VM")
 SHADOWS_PER_VCPU: Final = 2
 NOT_FOUND: Final = 0
@@ -113,14 +116,17 @@ def get_shadow(s: State, vcpu: int) -> int:
 @kernel
 def load_hw_mmu(s: State, vcpu: int) -> None:
     """Give a vCPU its stage-2 context, unless it kept the one it had. Mirrors ``kvm_vcpu_load_hw_mmu``."""
-    if s.vcpus[vcpu, V_HW_MMU] != NO_MMU:
-        return
+    kept = s.vcpus[vcpu, V_HW_MMU] != NO_MMU
     if s.vcpus[vcpu, V_STATE] & IN_L2 == ZERO:
-        s.vcpus[vcpu, V_HW_MMU] = U64(CANONICAL)
+        if not kept:
+            s.vcpus[vcpu, V_HW_MMU] = U64(CANONICAL)
         return
-    mmu_lock_write(s)
-    s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
-    mmu_unlock_write(s)
+    if not kept:
+        mmu_lock_write(s)
+        s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
+        mmu_unlock_write(s)
+    if s.vcpus[vcpu, V_HCR] & HCR_NV != ZERO:
+        s.vcpus[vcpu, V_REQUESTS] |= REQUEST_MAP_VNCR
 
 
 @kernel
@@ -129,6 +135,7 @@ def put_hw_mmu(s: State, vcpu: int, scheduled_out: bool) -> None:
 
     A vCPU that is scheduled out, and not because of its WFI, keeps both: it will want the same MMU soon.
     """
+    unmap_l1_vncr(s, vcpu)
     if scheduled_out and s.vcpus[vcpu, V_STATE] & IN_WFI == ZERO:
         return
     mmu = s.vcpus[vcpu, V_HW_MMU]
@@ -158,6 +165,7 @@ def load_shadow(s: State, vcpu: int) -> None:
 def enter_guest(s: State, vcpu: int) -> None:
     """Serve what was requested of a loaded vCPU, then enter the guest."""
     check_requests(s, vcpu)
+    check_vncr_request(s, vcpu)
     s.vcpus[vcpu, V_STATE] |= IN_GUEST
 
 

@@ -18,6 +18,7 @@ from shadowmmu.designs.dispatch import design_forget
 from shadowmmu.designs.interface import CAUSE_INVALIDATED
 from shadowmmu.kvm.layout import ONE, V_VTTBR, ZERO
 from shadowmmu.kvm.pool import VMID_SHIFT, wipe_shadow
+from shadowmmu.kvm.vncr import invalidate_vncr_ipa_all
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import CHUNKS, CHUNKS_SHADOW, TLBI_STAGE1, TLBIS_TRAPPED
 from shadowmmu.machine.log import ERROR, RANGE, TLBI, observe
@@ -173,4 +174,6 @@ def handle_tlbi(s: State, vcpu: int, form: int, operand: Word) -> None:
                     s.count[TLBI_STAGE1] += 1
                 else:
                     wipe_shadow(s, mmu)
+        if form == ALLE1IS:
+            invalidate_vncr_ipa_all(s)
     mmu_unlock_write(s)

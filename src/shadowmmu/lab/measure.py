@@ -14,12 +14,14 @@ from shadowmmu.engine.setup import Machine
 from shadowmmu.events.schema import (
     COLLAPSE,
     DONTNEED,
+    HOLD,
     LOG,
     MMAP,
     MPROTECT,
     MUNMAP,
     PAGEOUT,
     PUNCH,
+    RACE,
     SLOT,
     TLBI,
     Scenario,
@@ -31,7 +33,7 @@ from shadowmmu.machine.state import State, empty_counters
 from shadowmmu.pgtable.context import M_LEAVES
 from shadowmmu.verify.judge import Judge, judge_points
 
-UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, LOG, SLOT)
+UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, LOG, SLOT, HOLD, RACE)
 """Kinds of event that may unmap or write-protect shadow leaves."""
 
 

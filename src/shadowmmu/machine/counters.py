@@ -70,6 +70,10 @@ CACHE_CLEANS: Final = 58
 CACHE_BYTES: Final = 59
 MMUS_LEAKED: Final = 60
 FAULTS_OWN: Final = 61
+VNCR_ABORTS: Final = 62
+VNCR_FILLS: Final = 63
+VNCR_INVALIDATIONS: Final = 64
+VNCR_OVER: Final = 65
 
 DECLARED: Final[dict[int, tuple[str, str]]] = {
     NOTIFIERS: ("notifiers", "notifier calls that reached the VM (one per memslot overlapped)"),
@@ -134,6 +138,10 @@ DECLARED: Final[dict[int, tuple[str, str]]] = {
     CACHE_BYTES: ("cache_bytes_cleaned", "bytes of memory that were cleaned"),
     MMUS_LEAKED: ("mmus_leaked", "shadow MMUs still referenced when the VM ended: warned of, never freed"),
     FAULTS_OWN: ("faults_own", "aborts given to the exception level that was running: L2's own, or L1's"),
+    VNCR_ABORTS: ("vncr_aborts", "aborts on the page that L1's VNCR_EL2 names"),
+    VNCR_FILLS: ("vncr_fills", "VNCR pseudo-TLB entries filled"),
+    VNCR_INVALIDATIONS: ("vncr_invalidations", "VNCR pseudo-TLB entries invalidated, whatever the reason"),
+    VNCR_OVER: ("vncr_over", "of these, how many by a canonical range that the page lies outside of"),
 }
 
 COUNTERS: Final = len(DECLARED)

@@ -28,6 +28,12 @@ ERROR: Final = 14
 AT: Final = 15
 OWN: Final = 76
 
+VNCR_FILL: Final = 70
+VNCR_MAP: Final = 71
+VNCR_UNMAP: Final = 72
+VNCR_INVALIDATE: Final = 73
+VNCR_FAULT: Final = 74
+
 KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     GUEST_FAULT: ("kvm_guest_fault", ("ipa", "hsr", "hxfar", "pc")),
     MAP: ("s2map", ("addr", "size", "phys", "prot", "mmu")),
@@ -45,6 +51,11 @@ KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     ERROR: ("efault", ("ipa",)),
     AT: ("at", ("op", "va", "par", "slow", "replayed")),
     OWN: ("inject_own", ("esr", "far", "pc")),
+    VNCR_FILL: ("vncr_fill", ("gva", "ipa", "hpa", "writable", "vcpu")),
+    VNCR_MAP: ("vncr_map", ("gva", "hpa", "writable", "vcpu")),
+    VNCR_UNMAP: ("vncr_unmap", ("gva", "hpa", "vcpu")),
+    VNCR_INVALIDATE: ("vncr_invalidate", ("gva", "ipa", "hpa", "vcpu")),
+    VNCR_FAULT: ("vncr_fault", ("gva", "esr", "vcpu")),
 }
 
 ROWS_PER_STEP: Final = 64

@@ -12,7 +12,18 @@ from shadowmmu.arch.fault import NONE, Fault
 from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF
 from shadowmmu.compiled import U64
 from shadowmmu.engine.executor import Executor
-from shadowmmu.events.schema import DONTNEED, DUMP, HOST_WRITE, LOG, PUNCH, SLOT, TLBI
+from shadowmmu.events.schema import (
+    DONTNEED,
+    DUMP,
+    HOLD,
+    HOST_WRITE,
+    LOG,
+    PUNCH,
+    RELEASE,
+    SLOT,
+    TLBI,
+    TLBI_EL2,
+)
 from shadowmmu.events.script import format_event
 from shadowmmu.kvm.slots import NO_SLOT
 from shadowmmu.machine.state import State
@@ -27,12 +38,14 @@ from shadowmmu.verify.rules import (
     STALE_LEAF,
     TWO_TENANCIES,
     WRONG_REFERENCES,
+    STALE_VNCR,
     Finding,
     address_chain,
     judge_leaves,
     judge_tables,
     judge_tlbi,
 )
+from shadowmmu.verify.vncr import NO_VCPU, judge_vncr, vncr_lines
 
 PAGE = 4096
 POOL_RULES = (TWO_TENANCIES, WRONG_REFERENCES, RUNS_UNWIPED)
@@ -87,6 +100,15 @@ class Judge:
             checks &= ~(1 << int(finding.rule))
             finding = judge_pool(state, checks)
         self._note(executor, event, survivor(executor, event))
+        self._note_vncr(executor, event)
+
+    def _note_vncr(self, executor: Executor, event: int) -> None:
+        stale = judge_vncr(executor.state)
+        if stale.vcpu != NO_VCPU and STALE_VNCR not in self.found:
+            name, meaning = RULES[STALE_VNCR]
+            finding = Finding(STALE_VNCR, 0, U64(0), U64(0), U64(0), U64(0), 0)
+            lines = describe(executor, event, finding) + vncr_lines(executor.state, stale)
+            self.found[STALE_VNCR] = Violation(name, meaning, event, lines)
 
     def _note(self, executor: Executor, event: int, finding: Finding | None) -> None:
         if finding is None:
@@ -205,7 +227,7 @@ def judge_points(executor: Executor, mode: str) -> list[int]:
         chosen = [i for i, kind in enumerate(kinds) if kind == DUMP]
     else:
         host = set(range(DONTNEED, PUNCH + 1)) - {HOST_WRITE}
-        wanted = host | {TLBI, SLOT, LOG}
+        wanted = host | {TLBI, SLOT, LOG, HOLD, RELEASE, TLBI_EL2}
         chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
     if not chosen or chosen[-1] != len(kinds) - 1:
         chosen.append(len(kinds) - 1)

@@ -9,6 +9,7 @@ A7   TLBI: nothing that L1 invalidated is left, so a leaf that differs from L1's
 A8 to A10 speak of the pool of shadow MMUs: ``verify.pool_rules``
 A11  no orphan: the record holds no more leaves than there are
 A15  table use counts: one, plus one for each entry that is not zero
+A16  VNCR: a valid entry's frame is the frame of its canonical page (verify.vncr)
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ SURVIVED_TLBI: Final = 8
 TWO_TENANCIES: Final = 21
 WRONG_REFERENCES: Final = 22
 RUNS_UNWIPED: Final = 23
+STALE_VNCR: Final = 16
 
 RULES: Final[dict[int, tuple[str, str]]] = {
     STALE_LEAF: ("A1", "a valid shadow leaf points to memory the host no longer maps there"),
@@ -78,6 +80,7 @@ RULES: Final[dict[int, tuple[str, str]]] = {
     TWO_TENANCIES: ("A8", "two shadow MMUs answer to one VTTBR, VTCR and HCR.VM"),
     WRONG_REFERENCES: ("A9", "a shadow MMU's references are not the vCPUs that hold it"),
     RUNS_UNWIPED: ("A10", "a vCPU runs on a recycled shadow MMU that was not wiped"),
+    STALE_VNCR: ("A16", "a VNCR pseudo-TLB entry holds a frame that its canonical page has no more"),
 }
 
 ALL_RULES: Final = sum(1 << rule for rule in RULES)

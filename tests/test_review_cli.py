@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from shadowmmu.cli import main
-from shadowmmu.designs.own_file import forget_designs
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    yield
-    forget_designs()
 
 
 def code(*words: str) -> int:
@@ -73,12 +68,3 @@ def test_what_nobody_can_tell_ends_in_3_and_bad_input_in_4(capsys: pytest.Captur
     ):
         assert code(*words) == 4
         assert said in capsys.readouterr().err
-
-
-def test_a_file_is_reviewed_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (files("shadowmmu.designs") / "template.py").read_text(encoding="utf-8")
-    Path("mydesign.py").write_text(text, encoding="utf-8")
-    assert code("--design", "mydesign.py,sweep,reverse_table", "--objection", "1,5,9,27") == 0
-    told = capsys.readouterr().out
-    assert "  9 surface                         . + +" in told
-    assert "list: not refuted" in told

@@ -388,6 +388,8 @@ cli.add_command(costs)
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run a verb, turn every error into its message and exit code."""
     words = sys.argv[1:] if arguments is None else arguments
+    if any(part.strip().endswith(".py") for word in words for part in word.split("=")[-1].split(",")):
+        os.environ.setdefault("SHADOWMMU_OWN_DESIGNS", "1")  # before the first kernel is imported
     try:
         cli.main(args=words, prog_name="shadowmmu", standalone_mode=False)
     except click.ClickException as error:

@@ -43,6 +43,11 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
+OWN_DESIGNS = INTERPRETED or os.environ.get("SHADOWMMU_OWN_DESIGNS", "0") not in ("", "0")
+"""Whether kernels can call designs that users bring. Such a call takes the whole ``State``, so no routine on
+the way to it may drop an argument that it does not use: a fill costs twice as much. These are kernels of
+their own, compiled once for all such designs; the command line asks for them when it is given a file."""
+
 _PACKAGE = Path(__file__).parent
 _KERNEL_ROOMS = (
     "arch",
@@ -78,6 +83,7 @@ def kernel_fingerprint() -> str:
     for path in _kernel_sources():
         digest.update(path.relative_to(_PACKAGE).as_posix().encode())
         digest.update(path.read_bytes())
+    digest.update(b"own designs" if OWN_DESIGNS else b"")
     for setting in ("NUMBA_BOUNDSCHECK", "NUMBA_OPT", "NUMBA_CPU_NAME"):
         digest.update(os.environ.get(setting, "").encode())
     digest.update(f"{sys.version}{np.__version__}".encode())

@@ -30,8 +30,8 @@ INTRODUCTION = f"""# The designs
 
 Each answers one question: the host takes a canonical range away, what must be cleared? `shadowmmu designs`
 lists them, `shadowmmu compare` runs them side by side. This page is made from the modules and from runs of
-the model by `tests/designs/designs_page.py`, and a test holds it against both. What the reviews asked of each:
-[review.md](review.md). One of your own: [your-own-design.md](your-own-design.md).
+the model by `tests/designs/designs_page.py`, and a test holds it against both. What the reviews
+asked of each: [review.md](review.md). One of your own: [your-own-design.md](your-own-design.md).
 
 The rules all are judged by: no stale leaf outlives a notifier (safety), and nothing goes that did not have to
 (precision). What a record cannot answer falls back to a whole shadow MMU, and from there to the whole VM;

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from design_lab import DATA, PAGES_16, count, executor, last_event, script
 
-from shadowmmu.compiled import INTERPRETED
+from shadowmmu.compiled import INTERPRETED, OWN_DESIGNS
 from shadowmmu.designs import own
 from shadowmmu.designs.dispatch import design_footprint, design_recorded
 from shadowmmu.designs.interface import CATALOGUE
@@ -38,6 +40,8 @@ def written(tmp_path: Path) -> Iterator[Written]:
         path.write_text(text, encoding="utf-8")
         return str(path)
 
+    if not OWN_DESIGNS:
+        pytest.skip("kernels without designs of users: run with SHADOWMMU_OWN_DESIGNS=1, or interpreted")
     yield write
     forget_designs()
 
@@ -167,6 +171,22 @@ def test_what_raises_is_refused_with_its_line(written: Written) -> None:
     made = executor(name, script(PAGES_16, f"dontneed {DATA:#x} 4k"))
     with pytest.raises(InputError, match=r"mine\.py:\d+: read IndexError: .* in 'unmap', expected a kernel"):
         made.run()
+
+
+@pytest.mark.skipif(OWN_DESIGNS, reason="these kernels can call designs of users")
+def test_kernels_that_cannot_call_a_file_say_what_they_need() -> None:
+    with pytest.raises(InputError, match="expected SHADOWMMU_OWN_DESIGNS=1 in the environment"):
+        named_design(str(TEMPLATE))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled in this mode")
+def test_the_template_holds_compiled_from_the_command_line() -> None:
+    """In a process of its own, with the kernels that can call it: a minute where they are not on disk."""
+    command = [sys.executable, "-m", "shadowmmu", "designs", "--check", str(TEMPLATE)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("list: holds in ")
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.py"])

@@ -2,8 +2,8 @@
 
 The number of such a design is the address of a table of its functions, each compiled by itself with the
 signature that ``CALLS`` gives it (``designs.own_file``); the kernels here read an address in the table and
-call it. So the library's own kernels stay as they are in the disk cache, and a new file costs only its own
-compilation. Interpreted, the number names a tuple of the plain functions.
+call it. So a new file costs only its own compilation; the kernels that can make such calls are compiled once
+for all files (``compiled.OWN_DESIGNS``). Interpreted, the number names a tuple of the plain functions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from shadowmmu.compiled import INTERPRETED, Word, kernel
+from shadowmmu.compiled import INTERPRETED, OWN_DESIGNS, Word, kernel
 from shadowmmu.designs.containers.pool import pool_reset
 from shadowmmu.errors import InputError
 from shadowmmu.machine.state import State
@@ -172,6 +172,8 @@ else:
             def code(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
                 kinds = [context.get_value_type(kind) for kind in wanted.args]
                 result = context.get_value_type(wanted.return_type)
+                if not OWN_DESIGNS:
+                    return ir.Constant(result, None)
                 place = _word_of_table(builder, values[0], index + 1)
                 function = builder.inttoptr(place, ir.FunctionType(result, kinds).as_pointer())
                 return builder.call(function, list(values[1:]))
@@ -188,7 +190,7 @@ else:
         """The flags of a design of the user's own."""
 
         def code(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            return _word_of_table(builder, values[0], 0)
+            return _word_of_table(builder, values[0], 0) if OWN_DESIGNS else ir.Constant(_ADDRESS, 0)
 
         return numba.types.int64(numba.types.int64), code
 

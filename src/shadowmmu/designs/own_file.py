@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from shadowmmu.compiled import INTERPRETED, KEPT_NAME, compile_alone, kept_copy
+from shadowmmu.compiled import INTERPRETED, KEPT_NAME, OWN_DESIGNS, compile_alone, kept_copy
 from shadowmmu.designs import own
 from shadowmmu.designs.interface import CATALOGUE, OWN, Design
 from shadowmmu.designs.own import CALLS, TABLES, WANTS_OUTPUTS, Call
@@ -60,6 +60,10 @@ def read_design(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"read '{path}', expected a design in Python: {error}") from None
+    if not OWN_DESIGNS:
+        raise InputError(
+            f"read '{path}', expected SHADOWMMU_OWN_DESIGNS=1 in the environment of this process"
+        )
     key = (str(path.resolve()), text)
     if key not in _READ:
         tree = _parsed(path, text)

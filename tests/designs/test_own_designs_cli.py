@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from shadowmmu.cli import main
+from shadowmmu.compiled import OWN_DESIGNS
 from shadowmmu.designs.own_file import forget_designs
 
 
 @pytest.fixture(autouse=True)
 def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if not OWN_DESIGNS:
+        pytest.skip("kernels without designs of users: run with SHADOWMMU_OWN_DESIGNS=1, or interpreted")
+    monkeypatch.setenv("SHADOWMMU_OWN_DESIGNS", "1")  # main() sets it; put back afterwards
     monkeypatch.chdir(tmp_path)
     yield
     forget_designs()
@@ -68,3 +72,11 @@ def test_run_names_the_design_of_a_file(capsys: pytest.CaptureFixture[str]) -> N
     )
     assert code("run", "one.scenario", "--design", "mydesign.py", "--ipa-bits", "40") == 0
     assert "under list, 40-bit" in capsys.readouterr().out
+
+
+def test_a_file_is_reviewed_like_any_other(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mydesign.py").write_text(template(capsys), encoding="utf-8")
+    assert code("review", "--design", "mydesign.py,sweep,reverse_table", "--objection", "1,5,9,27") == 0
+    told = capsys.readouterr().out
+    assert "  9 surface                         . + +" in told
+    assert "list: not refuted" in told

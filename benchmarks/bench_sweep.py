@@ -13,6 +13,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 from bare_machine import bare_machine, map_pages, record_pages, unmap_pages
@@ -20,11 +22,20 @@ from bare_machine import bare_machine, map_pages, record_pages, unmap_pages
 from shadowmmu.compiled import I64, U64, kernel
 from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.sweep import sweep_apply
+from shadowmmu.lab import costs
 from shadowmmu.machine.counters import counter_names
 from shadowmmu.machine.state import State
 
 SINGLES = 20_000
-SHOWN = ("descriptors_read", "descriptors_written", "chunks_shadow", "tlbi_range_shadow", "leaves_removed")
+PRICES = Path(costs.__file__).with_name("linux-7.3.4-icount.toml")
+SHOWN = (
+    "descriptors_read",
+    "descriptors_written",
+    "chunks_shadow",
+    "tlbi_range_shadow",
+    "leaves_removed",
+    "nodes_visited",
+)
 
 
 @kernel
@@ -37,6 +48,12 @@ def report(name: str, before: list[int], state: State, seconds: float, times: in
     """Print what was counted and timed for each of ``times`` notifiers."""
     names = counter_names()
     cost = {what: (int(state.count[names.index(what)]) - before[names.index(what)]) / times for what in SHOWN}
+    price = {what: entry["ns"] for what, entry in tomllib.loads(PRICES.read_text())["price"].items()}
+    cost["modelled ns"] = cost["leaves_removed"] * price["leaf"] + cost["nodes_visited"] * price["node"]
+    # A chunk is priced with its TLBI; an invalidation outside of one by itself.
+    cost["modelled ns"] += cost["chunks_shadow"] * price["chunk"]
+    cost["modelled ns"] += (cost["tlbi_range_shadow"] - cost["chunks_shadow"]) * price["flush"]
+    cost["with refaults"] = cost["modelled ns"] + (cost["leaves_removed"] - 1) * price["refault"]
     cost["measured ns"] = seconds / times * 1e9
     print(f"{name:14} " + "  ".join(f"{what} {value:,.1f}" for what, value in cost.items()), flush=True)
     return cost

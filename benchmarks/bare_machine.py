@@ -9,6 +9,7 @@ from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import REVERSE_TABLE
 from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine.state import (
+    R_FWB,
     R_NEXT_FRAME,
     R_PA_BITS,
     R_PAGE_SHIFT,
@@ -29,16 +30,19 @@ IPA_BITS = 40
 
 
 @kernel
-def start_bare(s: State, mmus: int, design: int) -> None:
+def start_bare(s: State, mmus: int, design: int, bits: int) -> None:
     """Empty contexts and an empty record."""
     for mmu in range(mmus + 1):
-        init_context(s, mmu, I64(40))
+        init_context(s, mmu, I64(40) if mmu == 0 else bits)
         s.mmus[mmu, M_VTTBR] = U64(mmu) << U64(48)
     design_init(s, design)
 
 
-def bare_machine(tables: int, record_words: int, mmus: int, design: int = REVERSE_TABLE) -> State:
-    """A machine with room for ``tables`` table frames and a record of ``record_words`` words, all touched."""
+def bare_machine(tables: int, record_words: int, mmus: int, bits: int = IPA_BITS) -> State:
+    """A machine with room for ``tables`` table frames and a record of ``record_words`` words, all touched.
+
+    Shadow MMUs have ``bits`` of input, the canonical one 40.
+    """
 
     def words(*shape: int) -> Words:
         array = np.empty(shape, np.uint64)
@@ -47,7 +51,7 @@ def bare_machine(tables: int, record_words: int, mmus: int, design: int = REVERS
 
     none = words(1)
     rows = words(1, 8)
-    frames = tables + 8 * (mmus + 1)
+    frames = tables + 40 * (mmus + 1)
     state = State(
         mem=words(frames * 512),
         frames=words(frames, 4),
@@ -72,8 +76,9 @@ def bare_machine(tables: int, record_words: int, mmus: int, design: int = REVERS
     for register, value in ((R_PAGE_SHIFT, PAGE), (R_STRIDE, 9), (R_NEXT_FRAME, 1), (R_PA_BITS, 48)):
         state.regs[register] = value
     state.regs[R_TLBIRANGE] = 1
+    state.regs[R_FWB] = 1
     state.regs[R_SHADOWS] = mmus
-    start_bare(state, mmus, design)
+    start_bare(state, mmus, REVERSE_TABLE, bits)
     return state
 
 

@@ -2,12 +2,14 @@
 
 The peers are the kernel's own maple tree (``--peer PATH``, the program that ``maple_peer.c`` makes with a
 kernel tree; README.md says how) and the maple tree of ``designs/containers``. Keys are pages in runs of
-consecutive ones (geometric, mean 64) with as long holes, so half of the pages are mapped; inserted in random order, or run
-by run with the runs in random order. Times are thread CPU time, the three take turns, medians are shown.
+consecutive ones (geometric, mean 64) with as long holes, so half of the pages are mapped; inserted in
+random order, or run by run with the runs in random order. Times are thread CPU time, the three take turns,
+medians are shown.
 
-``reverse_table`` is measured twice at removal: ``erase`` is what the trees do too, finding the entries and dropping
-them (they are made stale first, so that the product's own unmap drops them and clears nothing); ``unmap`` is a whole
-notifier, which also clears the shadow descriptors and frees tables. ``unlink`` takes one leaf off by its descriptor.
+``reverse_table`` is measured twice at removal: ``erase`` is what the trees do too, finding the entries and
+dropping them (they are made stale first, so that the product's own unmap drops them and clears nothing);
+``unmap`` is a whole notifier, which also clears the shadow descriptors and frees tables. ``unlink`` takes
+one leaf off by its descriptor.
 
 Usage: python benchmarks/bench_reverse.py [--peer PATH] [--repeat N] [--order random,runs] [LEAVES...]
 """
@@ -101,10 +103,12 @@ def timed(run: Callable[[], object], operations: int) -> tuple[float, object]:
 
 
 def filled(keys: Keys, found: Figures) -> tuple[State, Words]:
-    """A machine that maps nested page n to the n-th canonical page, and the words of its leaves; record timed."""
+    """A machine that maps nested page n to the n-th canonical page, and the words of its leaves."""
     leaves = len(keys.inserted)
     span = int(keys.inserted.max()) + 1
-    state = bare_machine(leaves // 512 + leaves // (1 << 18) + 64, span + span // 128 + span // 8 + (1 << 20), 1)
+    state = bare_machine(
+        leaves // 512 + leaves // (1 << 18) + 64, span + span // 128 + span // 8 + (1 << 20), 1
+    )
     words = np.zeros(leaves, np.uint64)
     map_pages(state, 1, keys.nested, words)
     found["insert"], _ = timed(lambda: record_pages(state, 1, keys.inserted, words), leaves)
@@ -129,7 +133,9 @@ def measure_reverse(keys: Keys) -> Figures:
     del state
     state, words = filled(keys, found)
     for name, starts, pages in steps:
-        found[f"unmap_{name}"], removed = timed(lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts))
+        found[f"unmap_{name}"], removed = timed(
+            lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts)
+        )
         assert removed == found[f"erase_{name}_met"]
     live = words[state.side[words] != 0][-SINGLES:]
     found["unlink"], _ = timed(lambda: unlink_words(state, live), len(live))
@@ -182,7 +188,9 @@ def measure_maple(keys: Keys) -> Figures:
     found["insert"], failed = timed(lambda: maple_insert_all(words, count, tree, keys.inserted), leaves)
     assert failed == 0
     found["bytes"] = int(maple_bytes(words, tree)) / leaves
-    found["erase_4k"], met = timed(lambda: maple_erase_all(words, count, tree, keys.singles), len(keys.singles))
+    found["erase_4k"], met = timed(
+        lambda: maple_erase_all(words, count, tree, keys.singles), len(keys.singles)
+    )
     found["erase_4k_met"] = float(str(met))
     for name, starts, pages in (("2m", keys.middles, 512), ("1g", keys.bigs, GIGA)):
         found[f"erase_{name}"], met = timed(
@@ -222,8 +230,11 @@ def compare(leaves: int, order: str, peer: str | None, repeat: int, sparse: bool
     print(f"\n{leaves:,} leaves, {kind}, medians of {repeat}, load {os.getloadavg()[0]:.1f}")
     for what in ours:
         cells = [f"{name} {found[what]:,.1f}" for name, found in medians.items() if what in found]
-        cells += [f"x{found[what] / ours[what]:.2f}" for name, found in medians.items()
-                  if name != "reverse_table" and what in found and ours[what] and "met" not in what]
+        cells += [
+            f"x{found[what] / ours[what]:.2f}"
+            for name, found in medians.items()
+            if name != "reverse_table" and what in found and ours[what] and "met" not in what
+        ]
         print(f"  {what:16} " + "  ".join(cells), flush=True)
 
 

@@ -86,7 +86,9 @@ def test_an_unmap_drops_the_stale_entries_it_meets_and_clears_nothing_for_them()
 
 def test_a_descriptor_that_maps_another_page_now_is_safe_from_its_old_entry() -> None:
     moved = f"map {NESTED:#x} {DATA + 0x20_0000:#x} 64k 3 rw\n{AGAIN}"
-    made = executor(DESIGN, script(PAGES_16, f"unmap {NESTED:#x} 64k 3", WIPE, moved, f"dontneed {DATA:#x} 64k"))
+    made = executor(
+        DESIGN, script(PAGES_16, f"unmap {NESTED:#x} 64k 3", WIPE, moved, f"dontneed {DATA:#x} 64k")
+    )
     removed, over = cost(made, last_event(made), "leaves_removed", "over_unmapped_bytes")
     assert (removed, over) == (0, 0)
     assert leaf_of(made, NESTED) is not None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from design_lab import BLOCK, DATA, NESTED, PAGE, cost, executor, last_event, run, script
-
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadowmmu.arch.stage2 import S2AP_W
@@ -140,7 +139,9 @@ def test_a_fill_costs_a_node_a_level_however_full_the_leaf_is() -> None:
 
 def test_neighbours_filled_out_of_order_share_one_invalidation() -> None:
     touches = [f"touch w {NESTED + page * PAGE:#x}" for page in (5, 2, 7, 0, 3, 6, 1, 4)]
-    made = executor(DESIGN, script(f"map {NESTED:#x} {DATA:#x} 64k 3 rw", *touches, f"dontneed {DATA:#x} 32k"))
+    made = executor(
+        DESIGN, script(f"map {NESTED:#x} {DATA:#x} 64k 3 rw", *touches, f"dontneed {DATA:#x} 32k")
+    )
     removed, ranges = cost(made, last_event(made), "leaves_removed", "tlbi_range_shadow")
     assert (removed, ranges) == (8, 1)
     check_reverse_table(made.state)
@@ -159,4 +160,3 @@ def test_protection_reaches_what_small_and_full_leaves_name(pages: int) -> None:
     assert len(words) == pages
     assert not any(int(s.mem[word]) & int(S2AP_W) for word in words)
     check_reverse_table(s)
-

@@ -190,7 +190,9 @@ def test_one_page_costs_a_node_a_level_whatever_else_is_mapped(pages: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("before", "removed", "words"), [((), 16, 32 // 8), ((FULL,), 16 + 64, BLOCK // PAGE)], ids=["small", "full"]
+    ("before", "removed", "words"),
+    [((), 16, 32 // 8), ((FULL,), 16 + 64, BLOCK // PAGE)],
+    ids=["small", "full"],
 )
 def test_a_range_costs_the_path_to_it_once_and_its_words(
     before: tuple[str, ...], removed: int, words: int
@@ -245,7 +247,9 @@ def test_a_tlbi_over_a_lost_entry_harms_nothing_else(whole_node: bool) -> None:
     assert leaf is not None
     words = made.state.rmap
     if whole_node:
-        made.state.side[leaf.word] = side_word(U64(DATA + 64 * BLOCK), 3, U64(2))  # where the radix has no node
+        made.state.side[leaf.word] = side_word(
+            U64(DATA + 64 * BLOCK), 3, U64(2)
+        )  # where the radix has no node
     else:
         items = (int(i) for i in np.flatnonzero(words & DESCRIPTOR == U64(leaf.word)) if i >= rn.RT_HEADER)
         words[next(items)] = 0

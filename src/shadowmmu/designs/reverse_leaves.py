@@ -6,7 +6,7 @@ no chain. A leaf starts with 8 words (two are its header), is promoted to twice 
 at 64 words to a full one; it stays what it is until it is empty. The word that names a leaf says its
 size too, so nothing has to be read to know it.
 
-``NODES_VISITED`` counts eight words (a cache line) of a small leaf as one node, each word looked at of a full one.
+``NODES_VISITED`` counts eight words (a cache line) of a small leaf as one node, of a full one each word.
 """
 
 from __future__ import annotations

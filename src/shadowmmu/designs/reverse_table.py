@@ -16,7 +16,8 @@ Fails by memory beside the descriptors: ``side`` has a word for each of a shadow
 table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken: its next
 unmap takes it whole, once, and heals it.
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
-16 an alias and 16 more for the first; a page alone in its 2M 64, and 8 to 33 by promotion up to 62 of 512.
+16 an alias and 16 more for the first. A page alone in its 2M has 64, six of them 11 each, 62 of them 8, 63
+of them, which need a full leaf, 65.
 Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
 for read and run side by side. They read the words down from the root, and write (a) a child word that was
 0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
@@ -27,17 +28,18 @@ descriptor, which only the CPU that has just installed that leaf writes; (d) use
 add, a use count before the word it counts. No word moves and nothing is rebalanced, but for promotion. Who
 finds a small leaf full freezes it: each word, a free one too, gets a bit (62) by compare-and-swap, after
 which no fill changes it; copies the items into a zeroed larger leaf; and swaps the child word from the old
-leaf to it. A fill whose compare-and-swap meets the bit freezes and copies as well, and the first swap of the child
-word wins; the losers give their copy back and go on under the new child word. No item can be lost, as it is in a
-place before that place is frozen, or its own compare-and-swap fails and starts again above; none comes twice, as
-one copy wins. The frozen leaf, which others may still read, is freed by the next holder of the lock for write.
-A leaf that a fill replaces, and the stale entry of a descriptor that it fills, are unlinked under the
-same lock: an item by compare-and-swap to 0, since no other CPU writes that item; of a chain that needs the
-word locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at
+leaf to it. A fill whose compare-and-swap meets the bit freezes and copies as well, and the first swap of
+the child word wins; the losers give their copy back and go on under the new child word. No item can be
+lost, as it is in a place before that place is frozen, or its own compare-and-swap fails and starts again
+above; none comes twice, as one copy wins. The frozen leaf, which others may still read, is freed by the
+next holder of the lock for write. A leaf that a fill replaces, and the stale entry of a descriptor that it
+fills, are unlinked under the same lock: an item by compare-and-swap to 0, since no other CPU writes that
+item but to freeze it (then it goes from the leaf that takes its place); of a chain that needs the word
+locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at
 once). Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds
-mmu_lock for write, so it excludes fills, and needs no lock of its own. The generation changes under it too. A
-wipe that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that comes
-between takes it whole. An unmap does not give way in the middle of a range.
+mmu_lock for write, so it excludes fills, and needs no lock of its own. The generation changes under it
+too. A wipe that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that
+comes between takes it whole. An unmap does not give way in the middle of a range.
 """
 
 from __future__ import annotations
@@ -246,8 +248,8 @@ def reverse_forget(s: State, mmu: int, start: Word, end: Word) -> None:
 def reverse_forget_mmu(s: State, mmu: int) -> None:
     """A shadow MMU is about to be wiped: its entries are stale from now on. O(1).
 
-    Until ``reverse_settle`` it counts as broken: the wipe may give mmu_lock away with leaves still there. Once
-    in four million times the numbers run out: O(entries) then.
+    Until ``reverse_settle`` it counts as broken: the wipe may give mmu_lock away with leaves still there.
+    Once in four million times the numbers run out: O(entries) then.
     """
     s.rmap[RT_STALE] += s.mmus[mmu, M_RECORDED]
     s.mmus[mmu, M_RECORDED] = ZERO

@@ -135,7 +135,7 @@ def test_the_check_of_intervals_names_the_node() -> None:
     node = rb_nodes(words, tree._tree)[7]
     for word, value, message in [
         (node + int(rb.N_LAST), 0, "ends before it starts|greatest end"),
-        (node + int(rb.N_END), 3, f"greatest end"),
+        (node + int(rb.N_END), 3, "greatest end"),
         (node + int(rb.N_KEY), 5000, "out of order"),
     ]:
         kept = words[word]

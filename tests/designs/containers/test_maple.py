@@ -295,7 +295,11 @@ def test_visits_of_a_walk_are_a_descent_a_leaf(fanout: int, step: int) -> None:
     """Inside a leaf no node is entered: starting anew at each entry would enter ``height`` each."""
     tree, model = MapleTree(fanout), RangeModel()
     fill(tree, model, (900, step, "random"))
-    leaves = sum(1 for node, *_ in maple_nodes(tree.pool.words, tree._tree) if int(tree.pool.words[node]) & int(layout.LEAF))
+    leaves = sum(
+        1
+        for node, *_ in maple_nodes(tree.pool.words, tree._tree)
+        if int(tree.pool.words[node]) & int(layout.LEAF)
+    )
     for walk in (tree.entries, tree.entries_back):
         before = tree.visited
         assert sum(1 for _ in walk()) == len(model.entries)

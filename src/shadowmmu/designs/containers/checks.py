@@ -132,8 +132,8 @@ def rb_nodes(words: Words, tree: Word | int) -> list[int]:
 def rb_check(words: Words, tree: Word | int, *, unique: bool = True) -> None:
     """Assert every invariant of a red-black tree and of the pool it lives in. O(n).
 
-    Keys ascending (strictly, if they are ``unique``), parents right, root black, no red node with a red child,
-    one black height, height at most 2 log2(n + 1), nodes counted, none of them free. Raises
+    Keys ascending (strictly, if they are ``unique``), parents right, root black, no red node with a red
+    child, one black height, height at most 2 log2(n + 1), nodes counted, none of them free. Raises
     ``AssertionError`` with a message that names the node.
     """
     pool_check(words)

@@ -225,8 +225,8 @@ def maple_seek(words: Words, count: Counts, tree: Word, index: Word, limit: Word
 def maple_next(words: Words, count: Counts, tree: Word, here: MapleCursor, limit: Word) -> MapleCursor:
     """The entry after the cursor's, if it starts at or before ``limit``.
 
-    Mirrors ``mas_next``: enters no node while it stays in its leaf. Into the next leaf it descends from the root,
-    where the kernel climbs by parent pointers; O(1) amortised over a leaf, O(log n) a leaf.
+    Mirrors ``mas_next``: enters no node while it stays in its leaf. Into the next leaf it descends from the
+    root, where the kernel climbs by parent pointers: O(log n) a leaf.
     """
     if here.value == ZERO or here.last >= limit:
         return nowhere()
@@ -261,7 +261,7 @@ def maple_seek_back(words: Words, count: Counts, tree: Word, index: Word, limit:
 
 @kernel
 def maple_prev(words: Words, count: Counts, tree: Word, here: MapleCursor, limit: Word) -> MapleCursor:
-    """The entry before the cursor's, if it ends at or after ``limit``. Mirrors ``mas_prev``; as ``maple_next``."""
+    """The entry before the cursor's, if it ends at or after ``limit``: ``maple_next`` the other way."""
     if here.value == ZERO or here.first <= limit:
         return nowhere()
     slot = here.slot
@@ -277,7 +277,7 @@ def maple_prev(words: Words, count: Counts, tree: Word, here: MapleCursor, limit
 
 @kernel
 def maple_find(words: Words, count: Counts, tree: Word, index: Word, limit: Word) -> MapleEntry:
-    """First entry that overlaps ``[index, limit]``, whole; ``MapleEntry(END, 0, 0)`` if there is none. O(log n)."""
+    """First entry that overlaps ``[index, limit]``, whole; ``MapleEntry(END, 0, 0)`` if none. O(log n)."""
     here = maple_seek(words, count, tree, index, limit)
     return MapleEntry(here.first, here.last, here.value)
 

@@ -330,7 +330,8 @@ class IntervalTree:
         node = U64(interval_tree.interval_first(words, count, self._tree, low, high))
         while node:
             base = int(node) + int(rbtree.N_KEY)
-            yield Interval(*(int(word) for word in words[base : base + 3]), int(node))
+            low_end, high_end, value = (int(word) for word in words[base : base + 3])
+            yield Interval(low_end, high_end, value, int(node))
             node = U64(interval_tree.interval_next(words, count, node, low, high))
 
     def __iter__(self) -> Iterator[Interval]:

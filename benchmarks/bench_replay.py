@@ -1,0 +1,243 @@
+"""A mixed trace over the product's pieces, compiled and in C, on one thread and on two.
+
+60 % faults of one 4K page (walk, map, record; nothing to do if the page is there already), 20 % walks, 15
+% notifiers of one page, 5 % TLBIs of one page (walk, unlink, clear), over 2^20 canonical pages and four
+shadow MMUs; places as in a working set (Zipf over blocks of 64 pages). The C loop (``replay.c``) does the
+same on its own copy of the machine, step by step and counter by counter; all arrays are compared
+afterwards.
+
+How fast the machine is at the time is told by a plain arithmetic loop; how well two threads run beside each
+other likewise, over two machines that share nothing. Medians; one thread in CPU time, two in elapsed time.
+
+Usage: python benchmarks/bench_replay.py [EVENTS]
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bare_machine import DATA, PAGE_SHIFT, PROT, bare_machine
+
+from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, VALID, XN
+from shadowmmu.compiled import I64, U64, Counts, Word, Words, kernel
+from shadowmmu.designs import reverse_nodes, reverse_table
+from shadowmmu.designs.reverse_table import SIDE_PAGE, reverse_record, reverse_unlink, reverse_unmap
+from shadowmmu.machine import counters, frames
+from shadowmmu.machine import state as machine_state
+from shadowmmu.machine.state import State
+from shadowmmu.pgtable import context
+from shadowmmu.pgtable.attributes import find_entry, leaf_descriptor
+from shadowmmu.pgtable.map import stage2_map
+from shadowmmu.pgtable.tlb import flush_range
+from shadowmmu.pgtable.unmap import clear_leaf
+
+LAYOUT = """
+M_ROOT M_LEAVES M_BROKEN M_STAMP M_GENERATION M_RECORDED R_FREE_TOP R_NEXT_FRAME R_SHADOWS
+R_FAIL_ALLOCATION REFS OWNER PARENT BASE KIND_TABLE RT_BUMP RT_ROOT RT_STAMP RT_FREE_LEAF RT_FREE_NODE
+RT_FREE_CHAIN RT_FREE_SMALL RT_BYTES RT_ENTRIES RT_CHAINED RT_STALE RT_FLUSH_MMU RT_FLUSH_START
+RT_FLUSH_END DESCRIPTORS_READ DESCRIPTORS_WRITTEN TABLES_ALLOCATED TABLES_FREED TLBI_IPA TLBI_STAGE1
+TLBI_RANGE TLBI_RANGE_SHADOW DSBS LEAVES_REMOVED LEAVES_MAPPED NODES_ALLOCATED NODES_FREED NODES_VISITED
+LOOKUPS MMUS_VISITED
+"""
+"""What ``replay.c`` is told of the product's arrays."""
+REPETITIONS = 5
+PAGES = 1 << 20
+MMUS = 4
+ZERO = U64(0)
+ONE = U64(1)
+KIND = U64(255)
+MMU_SHIFT = U64(8)
+PERMISSIONS = U64(int(S2AP_R) | int(S2AP_W) | int(XN))
+
+
+@kernel
+def replay(s: State, events: Words, did: Counts) -> None:
+    """Run every event; ``did`` counts faults that mapped, walks that hit, leaves unmapped, TLBIs that hit."""
+    for i in range(len(events)):
+        kind = I64(events[i, 0] & KIND)
+        mmu = I64(events[i, 0] >> MMU_SHIFT)
+        if kind == 2:
+            did[2] += reverse_unmap(s, events[i, 2], events[i, 2] + (ONE << PAGE_SHIFT), False)
+            continue
+        word, level = find_entry(s, mmu, events[i, 1])
+        there = level == 3 and s.mem[word] & VALID != ZERO
+        if kind == 1:
+            did[1] += 1 if s.mem[word] & VALID != ZERO else 0
+        elif kind == 0:
+            if there:
+                if s.side[word] >> SIDE_PAGE == events[i, 2] >> PAGE_SHIFT:
+                    continue
+                reverse_unlink(s, word)
+            mapped = stage2_map(s, mmu, events[i, 1], I64(3), DATA + events[i, 2], PROT)
+            if mapped != ZERO:
+                reverse_record(s, mmu, events[i, 2], I64(3), mapped)
+                did[0] += 1
+        elif there:
+            reverse_unlink(s, word)
+            clear_leaf(s, word)
+            flush_range(s, mmu, ONE << PAGE_SHIFT)
+            did[3] += 1
+
+
+@kernel
+def descriptor_bits(s: State) -> Word:
+    """What a leaf holds beside its address."""
+    return leaf_descriptor(s, ZERO, I64(3), PROT)
+
+
+@kernel
+def arithmetic(rounds: int) -> Word:
+    """A loop that reads no memory."""
+    x = U64(88172645463325252)
+    for _ in range(rounds):
+        x ^= x << U64(13)
+        x ^= x >> U64(7)
+        x ^= x << U64(17)
+    return x
+
+
+def trace(number: int, seed: int) -> Words:
+    """The events: kind and MMU, nested address, canonical address."""
+    rng = np.random.default_rng(seed)
+    mmu = rng.integers(1, MMUS + 1, number).astype(np.uint64)
+    nested = (rng.zipf(1.2, number) * 64 % PAGES + rng.integers(0, 64, number)) % PAGES
+    canonical = (nested.astype(np.uint64) * U64(2654435761) + mmu) % U64(PAGES)
+    events = np.empty((number, 3), np.uint64)
+    events[:, 0] = rng.choice(4, number, p=(0.6, 0.2, 0.15, 0.05)).astype(np.uint64) | (mmu << MMU_SHIFT)
+    events[:, 1] = nested.astype(np.uint64) << PAGE_SHIFT
+    events[:, 2] = canonical << PAGE_SHIFT
+    return events
+
+
+def new_machine() -> State:
+    """An empty machine with room for the trace."""
+    return bare_machine(MMUS * (PAGES // 512 + 8), 16 * PAGES, MMUS)
+
+
+class CMachine(ctypes.Structure):
+    """The arrays, as ``replay.c`` takes them."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("mem", "frames", "free", "regs", "mmus", "rmap", "side", "count")
+    ]
+
+
+def build_c(state: State) -> Callable[[State, Words, Counts], None]:
+    """Compile ``replay.c`` with the product's layout."""
+    values: dict[str, Any] = {}
+    for module in (counters, frames, machine_state, context, reverse_nodes, reverse_table):
+        values |= {name: value for name, value in vars(module).items() if name.isupper()}
+    names = LAYOUT.split()
+    values["PARENT"] = frames.PARENT
+    given = {name: int(values[name]) for name in names}
+    given |= {"COLUMNS": context.MMU_COLUMNS, "DATA": int(DATA), "PERMISSIONS": int(PERMISSIONS)}
+    given["LEAF_BITS"] = int(descriptor_bits(state))
+    target = Path(tempfile.mkdtemp()) / "replay.so"
+    source = Path(__file__).with_name("replay.c")
+    flags = [f"-D{name}={value}{'ULL' if value > 1 << 31 else ''}" for name, value in given.items()]
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *flags, "-o", target, source], check=True)
+    function = ctypes.CDLL(str(target)).replay
+
+    def run(machine: State, events: Words, did: Counts) -> None:
+        arrays = CMachine(*(getattr(machine, name).ctypes.data for name, _ in CMachine._fields_))
+        function(
+            ctypes.byref(arrays),
+            ctypes.c_void_p(events.ctypes.data),
+            ctypes.c_int64(len(events)),
+            ctypes.c_void_p(did.ctypes.data),
+        )
+
+    return run
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """CPU time of this thread."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def elapsed(runs: list[Callable[[], object]]) -> float:
+    """Elapsed time of all, each in a thread of its own."""
+    threads = [threading.Thread(target=run) for run in runs]
+    start = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - start
+
+
+def one_thread(number: int, run_c: Callable[[State, Words, Counts], None]) -> None:
+    """Compiled against C, taking turns; the arrays must agree."""
+    events = trace(number, 1)
+    rounds = 4 * number
+    ours, theirs, plain = [], [], []
+    for _ in range(REPETITIONS):
+        one, other = new_machine(), new_machine()
+        did, did_c = np.zeros(8, np.int64), np.zeros(8, np.int64)
+        plain.append(cpu_seconds(lambda: arithmetic(rounds)) / rounds)
+        ours.append(cpu_seconds(lambda o=one, d=did: replay(o, events, d)) / number)
+        theirs.append(cpu_seconds(lambda o=other, d=did_c: run_c(o, events, d)) / number)
+        assert did.tolist() == did_c.tolist()
+        for name in State._fields:
+            left, right = getattr(one, name), getattr(other, name)
+            assert np.array_equal(left, right), f"{name} at {np.flatnonzero(left != right)[:4]}"
+    mine, c = statistics.median(ours), statistics.median(theirs)
+    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+    print(f"mapped, hit, unmapped, invalidated: {did[:4].tolist()}")
+    print(f"arithmetic {statistics.median(plain) * 1e9:.2f} ns a round")
+    print(
+        f"compiled {mine * 1e9:.1f} ns an event, {1e-6 / mine:.1f} M events/s; C {c * 1e9:.1f} ns;"
+        f" speed compiled : C {ratio:.2f}"
+    )
+
+
+def two_threads(number: int) -> None:
+    """Scaling of the replay beside that of the arithmetic loop."""
+    traces = [trace(number, seed) for seed in (1, 2)]
+    rounds = 30 * number
+    quotients, scalings, plains = [], [], []
+    for _ in range(REPETITIONS):
+
+        def job(seed: int) -> Callable[[], object]:
+            machine, did = new_machine(), np.zeros(64, np.int64)
+            return lambda: replay(machine, traces[seed], did)
+
+        plain = 2 * elapsed([lambda: arithmetic(rounds)]) / elapsed([lambda: arithmetic(rounds)] * 2)
+        scaling = 2 * elapsed([job(0)]) / elapsed([job(0), job(1)])
+        quotients.append(scaling / plain)
+        scalings.append(scaling)
+        plains.append(plain)
+    print(
+        f"two threads: replay {statistics.median(scalings):.2f}x,"
+        f" arithmetic {statistics.median(plains):.2f}x,"
+        f" quotient {statistics.median(quotients):.2f}"
+    )
+
+
+def main() -> None:
+    """Print the figures."""
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000
+    state = new_machine()
+    run_c = build_c(state)
+    replay(state, trace(1000, 0), np.zeros(8, np.int64))
+    arithmetic(1)
+    print(f"{number:,} events, medians of {REPETITIONS}, load {os.getloadavg()[0]:.1f}")
+    one_thread(number, run_c)
+    two_threads(number)
+
+
+if __name__ == "__main__":
+    main()

@@ -245,10 +245,10 @@ def test_an_mmu_that_is_still_referenced_is_leaked_on_purpose() -> None:
 
 
 def test_random_turns_keep_every_rule() -> None:
-    for seed, design in enumerate(("sweep", "reverse_table", "spanning", "per_vm_tree")):
+    for seed, design in enumerate(("sweep", "reverse_table", "spanning")):
         pick = random.Random(seed)
         lines = [START, tenants(1, 2, 3, 4, 5)]
-        for _ in range(70):
+        for _ in range(45):
             n = pick.randrange(1, 6)
             lines.append(f"vcpu {pick.randrange(2)}")
             lines.append(

@@ -165,3 +165,9 @@ def test_leaves_without_fwb_carry_write_back_memory() -> None:
         leaf = lab("", fwb=fwb).end().leaves(1)[NESTED]
         assert leaf.descriptor >> 2 & 0xF == kind
         assert leaf.tag == 3
+
+
+def test_a_flush_reaches_the_last_page_of_a_slot() -> None:
+    vm = lab("poke 0x43fff000 1\nmark last\ncaches 1\nmark after").to("last")
+    assert max(vm.leaves(0)) == 0x43FF_F000
+    assert counted(vm, "after", CACHE_CLEANS) == [len(vm.leaves(0)) + len(vm.leaves(1))]

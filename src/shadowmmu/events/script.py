@@ -25,6 +25,7 @@ _INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {
     schema.VNCR: lambda a, b, c, d: f"vncr {'rw'[b]} {a:#x}",
     schema.TLBI_EL2: lambda a, b, c, d: f"tlbi2 {EL2_SCOPES[a]} {b:#x}",
     schema.HOLD: lambda a, b, c, d: f"hold {a:#x} {size_word(b)} {c}{' atomic' if d else ''}",
+    schema.GAP: lambda a, b, c, d: f"gap {a} {'rwx'[c]} {b:#x}",
     schema.RACE: lambda a, b, c, d: f"race {a:#x} {size_word(b)}",
 }
 
@@ -90,12 +91,12 @@ def write_script(scenario: Scenario) -> str:
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
     vtcr, code = DEFAULT_VTCR, CODE_NESTED
     events = scenario.events
-    columns = (events["kind"].tolist(), events["c"].tolist(), events["e"].tolist())
-    for index, (kind, c, e) in enumerate(zip(*columns, strict=True)):
+    columns = (events["kind"].tolist(), *(events[name].tolist() for name in "cde"))
+    for index, (kind, c, d, e) in enumerate(zip(*columns, strict=True)):
         if kind == schema.SET_STAGE2 and c != vtcr:
             vtcr = c
             lines.append(f"vtcr {vtcr:#x}")
-        ran_from = e if kind == schema.TOUCH else c if kind == schema.VNCR else code
+        ran_from = {schema.TOUCH: e, schema.VNCR: c, schema.GAP: d}.get(kind, code)
         if ran_from != code:
             code = ran_from
             lines.append(f"codeat {code:#x}")

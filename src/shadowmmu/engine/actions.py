@@ -85,14 +85,14 @@ from shadowmmu.host.layout import (
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
-from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.interleave import end_hold
+from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
-from shadowmmu.kvm.tlbi import handle_tlbi
+from shadowmmu.kvm.tlbi import finish_wipe, gap_open, handle_tlbi
 from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu, vcpu_state
 from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import HVC, observe
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import R_GAP, State
 
 MORE: Final = 0
 EVENT_DONE: Final = 1
@@ -249,6 +249,32 @@ def execute_at(s: State, vcpu: int, op: Words) -> int:
     return EVENT_DONE
 
 
+@inline
+def execute_tlbi(s: State, vcpu: int, op: Words) -> int:
+    """L1 executes a TLBI; one that gave the lock away to another vCPU goes on in a second step."""
+    if s.regs[G_CURSOR] == ZERO:
+        handle_tlbi(s, vcpu, I64(op[A]), op[B])
+        s.regs[G_CURSOR] = ONE
+        s.regs[R_GAP] = ZERO  # a sweep too short for it has no such gap
+        return MORE if gap_open(s) else EVENT_DONE
+    outcome = touch_in_gap(s, vcpu)
+    finish_wipe(s)
+    return EVENT_STUCK if outcome == STUCK else EVENT_DONE
+
+
+@kernel
+def touch_in_gap(s: State, vcpu: int) -> int:
+    """One access of the same L2 on the last vCPU, while the TLBI of ``vcpu`` waits for mmu_lock."""
+    other = len(s.vcpus) - 1
+    row = s.vcpus[other]
+    for column in (V_VTCR, V_VTTBR, V_HCR):
+        row[column] = s.vcpus[vcpu, column]
+    enter_l2(s, other)
+    outcome = touch_once(s, other, row[V_GAP], I64(row[V_GAP + 1]), row[V_GAP + 2], True, False)
+    leave_l2(s, other)
+    return outcome
+
+
 @kernel
 def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     """Commands of L1, and L2's run."""
@@ -265,8 +291,8 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     if kind == AT:
         return execute_at(s, vcpu, op)
     if kind == TLBI:
-        handle_tlbi(s, vcpu, I64(op[A]), op[B])
-    elif kind == VM:
+        return execute_tlbi(s, vcpu, op)
+    if kind == VM:
         if op[A] != ZERO:
             s.vcpus[vcpu, V_HCR] |= HCR_VM
         else:

@@ -17,15 +17,15 @@ from shadowmmu.engine.actions import (
     host_address,
     report_touch,
 )
-from shadowmmu.events.schema import HOLD, RACE, RELEASE, TLBI_EL2
+from shadowmmu.events.schema import GAP, HOLD, RACE, RELEASE, TLBI_EL2
 from shadowmmu.guest.hypervisor import answer_mailbox, switch_from_l2, switch_to_l2
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2
 from shadowmmu.guest.layout import G_LEFT, G_STATUS, ONE, ZERO
 from shadowmmu.guest.vel2 import DONE, STUCK, access_vncr_page
 from shadowmmu.kvm.interleave import arm_race, begin_hold, end_hold
-from shadowmmu.kvm.layout import V_HCR
+from shadowmmu.kvm.layout import V_GAP, V_HCR
 from shadowmmu.kvm.vncr import T_VNCR_EL2, handle_tlbi_el2
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import R_GAP, State
 
 HCR_NESTED: Final = HCR_EL2.mask("NV") | HCR_EL2.mask("NV1") | HCR_EL2.mask("NV2")
 
@@ -67,6 +67,10 @@ def interleaved_action(s: State, kind: int, vcpu: int, op: Words) -> int:
     elif kind == RACE:
         start = host_address(op[A])
         arm_race(s, vcpu, start, start + op[B])
+    elif kind == GAP:
+        s.regs[R_GAP] = op[A]
+        for place in range(3):
+            s.vcpus[len(s.vcpus) - 1, V_GAP + place] = op[B + place]
     else:
         return run_nested_hypervisor(s, vcpu, op)
     return EVENT_DONE

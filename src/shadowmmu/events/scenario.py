@@ -314,6 +314,19 @@ def _tlbi_el2(reader: _Reader, command: Command, words: list[str], given: int) -
     reader.add(schema.TLBI_EL2, EL2_SCOPES.index(words[0]), number(words[1], "an operand value"))
 
 
+def _gap(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if reader.vcpus < 2:
+        raise WordError(command.name, "two vCPUs: one executes the TLBI")
+    chunks = number(words[0], "a number of chunks")
+    operation = _OPERATIONS.get(words[1])
+    if operation is None or not chunks:
+        raise WordError(" ".join(words[:2]), "a number of chunks above 0, then r, w or x")
+    va = number(words[2], "a VA")
+    if va % _ALIGNMENT[operation]:
+        raise WordError(words[2], f"a VA aligned to {_ALIGNMENT[operation]}")
+    reader.add(schema.GAP, chunks, va, operation, reader.code)
+
+
 def _hold(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     if given > 3 and words[3] != "atomic":
         raise WordError(words[3], "atomic or nothing")
@@ -391,6 +404,7 @@ _HANDLERS: dict[str, _Handler] = {
     "tlbi2": _tlbi_el2,
     "hold": _hold,
     "race": _host_range,
+    "gap": _gap,
     "poke": _word_access,
     "peek": _word_access,
     "s1": _s1,

@@ -74,6 +74,7 @@ TLBI_EL2 = 71
 HOLD = 72
 RELEASE = 73
 RACE = 74
+GAP = 75
 
 READ = 0
 WRITE = 1
@@ -255,6 +256,12 @@ KINDS: tuple[KindSpec, ...] = (
         "RACE",
         "the host takes a range in the middle of the vCPU's next fault",
         ("canonical_ipa", "bytes"),
+    ),
+    KindSpec(
+        GAP,
+        "GAP",
+        "L2 on the last vCPU accesses a place while the next TLBI of a whole VMID has given mmu_lock away",
+        ("chunks before it", "va", "operation: 0 read, 1 write, 2 execute", "nested_ipa of L2's code page"),
     ),
 )
 

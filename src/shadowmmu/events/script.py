@@ -32,6 +32,7 @@ _INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {
     schema.VNCR: lambda a, b, c, d: f"vncr {'rw'[b]} {a:#x}",
     schema.TLBI_EL2: lambda a, b, c, d: f"tlbi2 {EL2_SCOPES[a]} {b:#x}",
     schema.HOLD: lambda a, b, c, d: f"hold {a:#x} {size_word(b)} {c}{' atomic' if d else ''}",
+    schema.GAP: lambda a, b, c, d: f"gap {a} {'rwx'[c]} {b:#x}",
     schema.RACE: lambda a, b, c, d: f"race {a:#x} {size_word(b)}",
 }
 
@@ -101,15 +102,15 @@ def write_script(scenario: Scenario) -> str:
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
     vtcr, code, on = DEFAULT_VTCR, CODE_NESTED, 0
     events = scenario.events
-    columns = [events[name].tolist() for name in ("kind", "vcpu", "a", "c", "e")]
-    for index, (kind, vcpu, a, c, e) in enumerate(zip(*columns, strict=True)):
+    columns = [events[name].tolist() for name in ("kind", "vcpu", "a", "c", "d", "e")]
+    for index, (kind, vcpu, a, c, d, e) in enumerate(zip(*columns, strict=True)):
         if kind == schema.SET_STAGE2 and c != vtcr:
             vtcr = c
             lines.append(f"vtcr {vtcr:#x}")
         if vcpu != on:
             on = vcpu
             lines.append(f"vcpu {on}")
-        wanted = {schema.TOUCH: e, schema.ENTER: a, schema.VNCR: c}.get(kind, code)
+        wanted = {schema.TOUCH: e, schema.ENTER: a, schema.VNCR: c, schema.GAP: d}.get(kind, code)
         if wanted != code:
             code = wanted
             lines.append(f"codeat {code:#x}")

@@ -45,7 +45,9 @@ V_VNCR: Final = V_LOADED + ROW
 V_RACE_START: Final = V_VNCR + 14
 V_RACE_END: Final = V_VNCR + 15
 """Host addresses that the host takes in the middle of this vCPU's next fault; both 0: none."""
-VCPU_COLUMNS: Final = V_VNCR + 16
+V_GAP: Final = V_VNCR + 16
+"""The access a vCPU makes in the gap of a sweep: VA, operation, where its code is."""
+VCPU_COLUMNS: Final = V_VNCR + 20
 V_VTTBR: Final = V_VIRTUAL + C_VTTBR_EL2
 V_VTCR: Final = V_VIRTUAL + C_VTCR_EL2
 V_HCR: Final = V_VIRTUAL + C_HCR_EL2

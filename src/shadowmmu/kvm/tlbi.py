@@ -22,7 +22,7 @@ from shadowmmu.kvm.vncr import invalidate_vncr_ipa_all
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import CHUNKS, CHUNKS_SHADOW, TLBI_STAGE1, TLBIS_TRAPPED
 from shadowmmu.machine.log import ERROR, RANGE, TLBI, observe
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import R_GAP_IPA, R_GAP_MMU, State
 from shadowmmu.pgtable.attributes import GUEST_LEVEL, GUEST_LEVEL_SHIFT, find_entry
 from shadowmmu.pgtable.context import (
     M_VTCR,
@@ -154,6 +154,35 @@ def tlbi_by_range(s: State, vcpu: int, operand: Word) -> None:
             unmap_for_guest(s, mmu, wanted.start, wanted.size if wanted.size < room else room)
 
 
+@inline
+def gap_open(s: State) -> bool:
+    """Whether a wipe was broken off for another vCPU to get in."""
+    return s.regs[R_GAP_IPA] != ZERO
+
+
+@kernel
+def wipe_with_gap(s: State, mmu: int) -> None:
+    """Wipe a shadow MMU for a TLBI; it is broken off where the scenario said so, the first time."""
+    if not gap_open(s):
+        s.regs[R_GAP_MMU] = U64(mmu)
+    wipe_shadow(s, mmu)
+    if not gap_open(s):
+        s.regs[R_GAP_MMU] = ZERO
+
+
+@kernel
+def finish_wipe(s: State) -> None:
+    """The lock is back: wipe the rest. What was filled there in the meantime is forgotten first."""
+    mmu = I64(s.regs[R_GAP_MMU])
+    start = s.regs[R_GAP_IPA]
+    s.regs[R_GAP_MMU] = ZERO
+    s.regs[R_GAP_IPA] = ZERO
+    mmu_lock_write(s)
+    design_forget(s, mmu, start, input_size(s, mmu), CAUSE_INVALIDATED)
+    unmap_range(s, mmu, start, input_size(s, mmu), True)
+    mmu_unlock_write(s)
+
+
 @kernel
 def handle_tlbi(s: State, vcpu: int, form: int, operand: Word) -> None:
     """Emulate one TLBI executed by L1 at virtual EL2."""
@@ -168,12 +197,12 @@ def handle_tlbi(s: State, vcpu: int, form: int, operand: Word) -> None:
         for mmu in range(1, shadow_mmus(s) + 1):
             if form == ALLE1IS:
                 if shadow_valid(s, mmu):
-                    wipe_shadow(s, mmu)
+                    wipe_with_gap(s, mmu)
             elif same_vmid(s, mmu, vcpu):
                 if form == VMALLE1IS:
                     s.count[TLBI_STAGE1] += 1
                 else:
-                    wipe_shadow(s, mmu)
+                    wipe_with_gap(s, mmu)
         if form == ALLE1IS:
             invalidate_vncr_ipa_all(s)
     mmu_unlock_write(s)

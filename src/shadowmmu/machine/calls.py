@@ -24,7 +24,15 @@ from shadowmmu.machine.counters import (
     TLBI_RANGE,
     TREE_LOCKS,
 )
-from shadowmmu.machine.state import R_FAIL_ALLOCATION, R_LOCK_START, State
+from shadowmmu.machine.state import (
+    R_FAIL_ALLOCATION,
+    R_GAP,
+    R_GAP_IPA,
+    R_GAP_MMU,
+    R_LOCK_START,
+    State,
+    Word,
+)
 
 GFP_KERNEL: Final = 0
 GFP_NOWAIT: Final = 1
@@ -78,6 +86,18 @@ def cond_resched_lock(s: State) -> None:
     s.count[RESCHEDULES] += 1
     mmu_unlock_write(s)
     s.regs[R_LOCK_START] = U64(work_done(s))
+
+
+@inline
+def gap_reached(s: State, mmu: int, ipa: Word) -> bool:
+    """Whether the sweep of ``mmu`` is to be broken off here, at ``ipa``, for another vCPU to get in."""
+    if s.regs[R_GAP] == ZERO or s.regs[R_GAP_MMU] != U64(mmu):
+        return False
+    s.regs[R_GAP] -= ONE
+    if s.regs[R_GAP] != ZERO:
+        return False
+    s.regs[R_GAP_IPA] = ipa
+    return True
 
 
 @inline

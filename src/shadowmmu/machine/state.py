@@ -38,6 +38,12 @@ R_DESIGN: Final = 16
 R_CAUSE_START: Final = 17
 R_CAUSE_END: Final = 18
 R_PRECISE_UPDATES: Final = 19
+R_GAP: Final = 20
+"""How many more times a sweep gives the lock away before another vCPU gets in; 0: none will."""
+R_GAP_MMU: Final = 21
+"""The MMU whose sweep may be broken off there; 0: none."""
+R_GAP_IPA: Final = 22
+"""Where it was broken off; 0: it was not."""
 R_HOST: Final = 24
 R_KVM: Final = 40
 R_GUEST: Final = 64

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from shadowmmu.arch.regime import Regime, entry_size, level_shift, table_address
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.machine.calls import cond_resched_lock
+from shadowmmu.machine.calls import cond_resched_lock, gap_reached
 from shadowmmu.machine.counters import (
     CHUNKS,
     CHUNKS_SHADOW,
@@ -230,6 +230,8 @@ def unmap_chunks(s: State, mmu: int, start: Word, end: Word, may_block: bool, fl
         chunks += 1
         if may_block and after < end:
             cond_resched_lock(s)
+            if gap_reached(s, mmu, after):
+                break
         ipa = after
     s.count[CHUNKS] += chunks
     if mmu != CANONICAL:

@@ -15,6 +15,7 @@ from shadowmmu.engine.executor import Executor
 from shadowmmu.events.schema import (
     DONTNEED,
     DUMP,
+    GAP,
     HOLD,
     HOST_WRITE,
     LOG,
@@ -23,6 +24,7 @@ from shadowmmu.events.schema import (
     SLOT,
     TLBI,
     TLBI_EL2,
+    Scenario,
 )
 from shadowmmu.events.script import format_event
 from shadowmmu.kvm.slots import NO_SLOT
@@ -36,9 +38,9 @@ from shadowmmu.verify.rules import (
     RULES,
     RUNS_UNWIPED,
     STALE_LEAF,
+    STALE_VNCR,
     TWO_TENANCIES,
     WRONG_REFERENCES,
-    STALE_VNCR,
     Finding,
     address_chain,
     judge_leaves,
@@ -128,11 +130,23 @@ class Judge:
 
 
 def survivor(executor: Executor, event: int) -> Finding | None:
-    """What rule A7 finds right after a TLBI of L1; None after any other event."""
+    """What rule A7 finds right after a TLBI of L1; None after any other event.
+
+    Nor after one in whose gap L2 ran: what that filled behind the sweep is from L1's table of now.
+    """
     row = executor.scenario.events[event]
-    if int(row["kind"]) != TLBI:
+    if int(row["kind"]) != TLBI or gap_armed(executor.scenario, event):
         return None
     return judge_tlbi(executor.state, int(row["vcpu"]), int(row["a"]), U64(row["b"]))
+
+
+def gap_armed(scenario: Scenario, event: int) -> bool:
+    """Whether a GAP waits for the TLBI that ``event`` is. O(events since the TLBI before)."""
+    kinds = scenario.events["kind"]
+    for before in range(event - 1, -1, -1):
+        if kinds[before] in (GAP, TLBI):
+            return bool(kinds[before] == GAP)
+    return False
 
 
 def describe(executor: Executor, event: int, finding: Finding) -> list[str]:

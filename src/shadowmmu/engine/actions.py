@@ -49,7 +49,7 @@ from shadowmmu.guest.hypervisor import (
     switch_to_l2,
     wake_l1,
 )
-from shadowmmu.guest.l2 import enter_l2, hypercall, touch_once
+from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
 from shadowmmu.guest.layout import (
     G_CURSOR,
     G_LEFT,

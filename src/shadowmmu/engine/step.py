@@ -25,12 +25,12 @@ from shadowmmu.events.schema import (
     DONTNEED,
     DUMP,
     ENTER,
+    GAP,
     GETLOG,
     IDLEGET,
     MARK,
     PAGEMAP,
     PUNCH,
-    RACE,
     TEARDOWN,
     VNCR,
 )
@@ -130,7 +130,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
                 command_l1(s, vcpu)
             if not vcpu_action(s, kind, vcpu, operands[i]):
                 outcome = EVENT_STUCK
-        elif kind >= VNCR and kind <= RACE:
+        elif kind >= VNCR and kind <= GAP:
             outcome = interleaved_action(s, kind, vcpu, operands[i])
         else:
             outcome = vm_action(s, kind, operands[i])

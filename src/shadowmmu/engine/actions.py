@@ -35,6 +35,8 @@ from shadowmmu.events.schema import (
     TLBI,
     TOUCH,
     UNMAP_GUEST,
+    VCPU_ENTER,
+    VCPU_LOAD,
     VM,
 )
 from shadowmmu.guest.cpu import DONE, STUCK
@@ -88,6 +90,7 @@ from shadowmmu.host.tables import translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
 from shadowmmu.kvm.layout import V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
+from shadowmmu.kvm.pool import check_requests, load_canonical, prepare_shadow
 from shadowmmu.kvm.tlbi import handle_tlbi
 from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import HVC, observe
@@ -363,4 +366,9 @@ def vm_action(s: State, kind: int, op: Words) -> int:
             make_slot(s, 0, s.regs[G_MEMORY])
     elif kind == IDLE:
         return mark_idle(s, op)
+    elif kind == VCPU_LOAD:
+        prepare_shadow(s, I64(op[A]))
+    elif kind == VCPU_ENTER:
+        check_requests(s, I64(op[A]))
+        load_canonical(s, I64(op[A]))
     return EVENT_DONE

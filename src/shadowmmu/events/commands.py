@@ -79,6 +79,8 @@ _LIST = (
     Command("dump", "dump TAG [n]", 1, 2, "after", schema.DUMP),
     Command("pagemap", "pagemap CIPA PAGES", 2, 2, "after", schema.PAGEMAP),
     Command("mark", "mark TEXT", 0, MOST_WORDS, "after", schema.MARK, free_text=True),
+    Command("vcpuload", "vcpuload N", 1, 1, "root", schema.VCPU_LOAD),
+    Command("vcpuenter", "vcpuenter N", 1, 1, "root", schema.VCPU_ENTER),
     Command("w", "w FILE TEXT", 1, MOST_WORDS, "any", free_text=True),
     Command("cat", "cat FILE", 1, 1, "any"),
     Command("trace", "trace TAG", 1, 1, "any"),

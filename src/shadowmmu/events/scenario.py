@@ -61,6 +61,7 @@ class _Reader:
         self.e2h0 = False
         self.vm_ipa_bits = 0
         self.rooted = False
+        self.loaded: set[int] = set()
         self.ended = False
         self.vtcr = schema.DEFAULT_VTCR
         self.code = CODE_NESTED
@@ -263,6 +264,17 @@ def _switch(reader: _Reader, command: Command, words: list[str], given: int) -> 
     reader.add(command.kind, _flag(words[0]))
 
 
+def _other_vcpu(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    vcpu = number(words[0], "a vCPU")
+    if not 1 <= vcpu < reader.vcpus:
+        raise WordError(words[0], f"another vCPU than 0, below {reader.vcpus}")
+    loaded = vcpu in reader.loaded
+    if loaded != (command.kind == schema.VCPU_ENTER):
+        raise WordError(words[0], "a loaded vCPU" if not loaded else "a vCPU that is not loaded already")
+    reader.loaded ^= {vcpu}
+    reader.add(command.kind, vcpu)
+
+
 def _bare(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.add(command.kind)
 
@@ -338,6 +350,7 @@ _HANDLERS: dict[str, _Handler] = {
     "peek": _word_access,
     "s1": _s1,
     "at": _at,
+    **dict.fromkeys(("vcpuload", "vcpuenter"), _other_vcpu),
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),

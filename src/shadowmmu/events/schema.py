@@ -64,6 +64,8 @@ IDLEGET = 36
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
+VCPU_LOAD = 64
+VCPU_ENTER = 65
 
 READ = 0
 WRITE = 1
@@ -200,6 +202,18 @@ KINDS: tuple[KindSpec, ...] = (
     ),
     KindSpec(PAGEMAP, "PAGEMAP", "observation: host frames", ("canonical_ipa", "pages")),
     KindSpec(MARK, "MARK", "observation: a label in the trace", ("index of the label",)),
+    KindSpec(
+        VCPU_LOAD,
+        "VCPU_LOAD",
+        "another vCPU is about to run the same L2: its shadow MMU is looked up or recycled, not yet wiped",
+        ("the vCPU",),
+    ),
+    KindSpec(
+        VCPU_ENTER,
+        "VCPU_ENTER",
+        "that vCPU handles its requests, which wipes a recycled shadow MMU, and leaves L2 again",
+        ("the vCPU",),
+    ),
 )
 
 SPECS: dict[int, KindSpec] = {spec.number: spec for spec in KINDS}

@@ -16,6 +16,7 @@ from shadowmmu.events.words import (
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
 _AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
+_VCPU = {schema.VCPU_LOAD: "vcpuload", schema.VCPU_ENTER: "vcpuenter"}
 _BARE = {schema.NOP: "nop", schema.GETLOG: "getlog"}
 
 
@@ -34,6 +35,8 @@ def format_event(scenario: Scenario, index: int) -> str:
         return f"{_SWITCHES[kind]} {a}"
     if kind in _PAGES:
         return f"{_PAGES[kind]} {a:#x} {b}"
+    if kind in _VCPU:
+        return f"{_VCPU[kind]} {a}"
     if kind in _BARE:
         return _BARE[kind]
     if kind == schema.SET_STAGE2:

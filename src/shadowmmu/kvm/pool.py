@@ -131,6 +131,17 @@ def load_shadow(s: State, vcpu: int) -> None:
 
 
 @kernel
+def prepare_shadow(s: State, vcpu: int) -> None:
+    """Another vCPU of the same L2, loaded (``kvm_vcpu_load_hw_mmu``) and not entered: its requests wait."""
+    for register in (V_VTTBR, V_VTCR, V_HCR):
+        s.vcpus[vcpu, register] = s.vcpus[0, register]
+    put_hw_mmu(s, vcpu)
+    mmu_lock_write(s)
+    s.vcpus[vcpu, V_HW_MMU] = U64(get_shadow(s, vcpu))
+    mmu_unlock_write(s)
+
+
+@kernel
 def check_requests(s: State, vcpu: int) -> None:
     """What must happen before entry. Mirrors ``check_nested_vcpu_requests``."""
     if s.vcpus[vcpu, V_REQUESTS] & REQUEST_UNMAP == ZERO:

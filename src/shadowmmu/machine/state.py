@@ -38,6 +38,7 @@ R_DESIGN: Final = 16
 R_CAUSE_START: Final = 17
 R_CAUSE_END: Final = 18
 R_PRECISE_UPDATES: Final = 19
+R_LOG_TLB: Final = 23
 R_HOST: Final = 24
 R_KVM: Final = 40
 R_GUEST: Final = 64

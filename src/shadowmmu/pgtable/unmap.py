@@ -87,7 +87,7 @@ def free_empty_tables(s: State, word: Word) -> None:
         parent = s.frames[frame, PARENT]
         if parent == ZERO:
             return
-        flush_ipa(s, owner_mmu(s, frame))
+        flush_ipa(s, owner_mmu(s, frame), s.frames[frame, BASE])
         give_frame(s, frame)
         drop_entry(s, parent)
         frame = frame_of(s, parent)
@@ -123,7 +123,7 @@ def stage2_unmap(s: State, mmu: int, start: Word, end: Word) -> int:
     """
     removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s), True)
     if defers_tlbi(s):
-        flush_range(s, mmu, end - start)
+        flush_range(s, mmu, start, end - start)
     return removed
 
 
@@ -156,7 +156,7 @@ def unmap_walk(s: State, mmu: int, start: Word, end: Word, flush_leaves: bool, f
             drop_entry(s, word)
             removed += 1
             if flush_leaves:
-                flush_ipa(s, mmu)
+                flush_ipa(s, mmu, (ipa >> shift) << shift)
         ipa = ((ipa >> shift) + ONE) << shift
         word, level = leave_tables(s, r, word, level, ipa, end, flush_tables)
     s.count[DESCRIPTORS_READ] += reads
@@ -177,7 +177,7 @@ def leave_tables(
         parent = s.frames[frame, PARENT]
         if s.frames[frame, REFS] == ONE:
             if flush:
-                flush_ipa(s, owner_mmu(s, frame))
+                flush_ipa(s, owner_mmu(s, frame), s.frames[frame, BASE])
             give_frame(s, frame)
             drop_entry(s, parent)
         word = parent

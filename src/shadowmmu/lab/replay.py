@@ -28,13 +28,19 @@ def event_line(observed: Observed) -> str:
 
 
 def execute(
-    source: ScenarioSource, design: str, ipa_limit_bits: int, judge_mode: str, log: bool
+    source: ScenarioSource,
+    design: str,
+    ipa_limit_bits: int,
+    judge_mode: str,
+    log: bool,
+    as_architecture: tuple[str, ...] = (),
 ) -> tuple[Executor, Judge]:
     """Run a scenario to its end, judged. Raises InputError for an unknown design or a bad script."""
     if design not in CATALOGUE:
         raise InputError(f"read design '{design}', expected one of {', '.join(CATALOGUE)}")
     scenario = parse_scenario(source.text, source.name)
-    executor = Executor(scenario, design, Machine(ipa_limit_bits=ipa_limit_bits, logged=log))
+    machine = Machine(ipa_limit_bits=ipa_limit_bits, logged=log, as_architecture=as_architecture)
+    executor = Executor(scenario, design, machine)
     judge = Judge()
     for event in judge_points(executor, judge_mode):
         executor.run(event + 1)
@@ -69,9 +75,12 @@ def run_scenario(
     ipa_limit_bits: int = DEFAULT_IPA_BITS,
     show_events: bool = False,
     judge_mode: str = "always",
+    as_architecture: tuple[str, ...] = (),
 ) -> Transcript:
     """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict."""
-    executor, judge = execute(source, design, ipa_limit_bits, judge_mode, show_events)
+    executor, judge = execute(
+        source, design, ipa_limit_bits, judge_mode, show_events, as_architecture
+    )
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
     counts = {
@@ -82,6 +91,7 @@ def run_scenario(
     data: dict[str, Any] = {
         "design": design,
         "ipa_limit_bits": ipa_limit_bits,
+        "as_architecture": list(as_architecture),
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
     }
@@ -90,4 +100,6 @@ def run_scenario(
             {"event": row.event, "name": row.name, **row.fields} for row in read_log(executor.state)
         ]
     title = f"{source.name} under {design}, {ipa_limit_bits}-bit IPA limit"
+    if as_architecture:
+        title += f", as the architecture asks: {', '.join(as_architecture)}"
     return Transcript(title=title, lines=lines, data=data, verdict=result.verdict)

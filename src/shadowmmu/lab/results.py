@@ -47,6 +47,7 @@ class CompareOptions:
     notifiers: int | None = None
     judge: Judge | None = None
     only: Literal["kernel", "storm"] | None = None
+    as_architecture: tuple[str, ...] = ()
     progress: Callable[[str], None] = field(default=_silent, compare=False, repr=False)
 
 

@@ -227,7 +227,7 @@ def kernel_invalidations(answer: Answer) -> list[Row]:
     for event in answer.events:
         if event.name == MARK:
             mark = event.text
-        elif event.name in FLUSH_NAMES:
+        elif event.name in FLUSH_NAMES and "vttbr" in event.fields:
             start = event.fields.get("start", event.fields.get("ipa", 0))
             shadow = event.fields["vttbr"] != 0
             _add_flush(rows, event.name, start, event.fields.get("pages", 0) * PAGE_BYTES, shadow, mark)

@@ -1,4 +1,4 @@
-"""``differences``: where Linux 7.3.4 is not the architecture, both ways; and the option that switches L0 over."""
+"""``differences``: where Linux 7.3.4 is not the architecture, both ways; and the option that switches L0."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ as_architecture_option = click.option(
     default="",
     callback=_named,
     metavar="NAME[,NAME]|all",
-    help="L0 does as the architecture asks in these differences ('shadowmmu differences'), not as Linux 7.3.4.",
+    help="Differences in which L0 does as the architecture asks ('shadowmmu differences' lists them).",
 )
 
 

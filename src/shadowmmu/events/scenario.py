@@ -61,7 +61,6 @@ class _Reader:
         self.e2h0 = False
         self.vm_ipa_bits = 0
         self.rooted = False
-        self.loaded: set[int] = set()
         self.ended = False
         self.vtcr = schema.DEFAULT_VTCR
         self.code = CODE_NESTED
@@ -268,10 +267,6 @@ def _other_vcpu(reader: _Reader, command: Command, words: list[str], given: int)
     vcpu = number(words[0], "a vCPU")
     if not 1 <= vcpu < reader.vcpus:
         raise WordError(words[0], f"another vCPU than 0, below {reader.vcpus}")
-    loaded = vcpu in reader.loaded
-    if loaded != (command.kind == schema.VCPU_ENTER):
-        raise WordError(words[0], "a loaded vCPU" if not loaded else "a vCPU that is not loaded already")
-    reader.loaded ^= {vcpu}
     reader.add(command.kind, vcpu)
 
 

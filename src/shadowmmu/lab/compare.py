@@ -118,9 +118,7 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
     except ValueError as error:
         raise InputError(f"storm: {error}") from None
     for limit in (bits,) if bits else STORM_IPA_BITS:
-        machine = Machine(
-            ipa_limit_bits=limit, frames=STORM_FRAMES, as_architecture=options.as_architecture
-        )
+        machine = Machine(ipa_limit_bits=limit, frames=STORM_FRAMES, as_architecture=options.as_architecture)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 

@@ -78,9 +78,7 @@ def run_scenario(
     as_architecture: tuple[str, ...] = (),
 ) -> Transcript:
     """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict."""
-    executor, judge = execute(
-        source, design, ipa_limit_bits, judge_mode, show_events, as_architecture
-    )
+    executor, judge = execute(source, design, ipa_limit_bits, judge_mode, show_events, as_architecture)
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
     counts = {

@@ -93,7 +93,7 @@ def observe_leaf(s: State, mmu: int, ipa: Word, level: int, descriptor: Word) ->
 
 @inline
 def observe_flush(s: State, scope: int, mmu: int, start: Word, size: Word) -> None:
-    """L0 invalidated. A range that begins where the one before ended is added to its row: a sweep is one row."""
+    """L0 invalidated. A range that goes on where the last row's ended is added to it: a sweep is one row."""
     if s.regs[R_LOG_TLB] == ZERO:
         return
     last = I64(s.regs[R_LOG_TOP]) - 1

@@ -70,7 +70,10 @@ def flush_vmid(s: State, mmu: int) -> None:
 
 @inline
 def flush_range(s: State, mmu: int, start: Word, size: Word) -> None:
-    """Invalidate ``size`` bytes from ``start``. Mirrors ``kvm_tlb_flush_vmid_range``: ranges of at most 2M pages."""
+    """Invalidate ``size`` bytes from ``start``, at most 2M pages at once.
+
+    Mirrors ``kvm_tlb_flush_vmid_range``.
+    """
     if s.regs[R_TLBIRANGE] == ZERO:
         flush_vmid(s, mmu)
         return

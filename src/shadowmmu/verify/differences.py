@@ -24,7 +24,7 @@ HOST_WARNING: Final = "host warning"
 
 @dataclass(frozen=True)
 class Difference:
-    """One item of the table. ``seen`` names the recorded run; empty: by reading only."""
+    """One item of the table. ``seen``: what the rig showed, and the recorded run; empty: by reading only."""
 
     name: str
     linux: str
@@ -48,18 +48,18 @@ DIFFERENCES: Final = (
         architecture="a TLB may keep the writable translation until the shadow's VMID is invalidated",
         rule="Arm ARM D8.17: a cached translation stays usable until maintenance that hits it",
         consequence="L2 writes a page and the log does not have it",
-        seen="suspicion/write-protect-without-shadow-flush",
-        read="a lost write: the emulated CPU's TLB does not keep such entries. The recorded trace has the "
-        "invalidations by IPA and by range",
+        seen="suspicion/write-protect-without-shadow-flush; tests/data/difference_runs/dirty-log-flush, with "
+        "every invalidation by IPA, range and VMID",
+        read="a lost write: the emulated CPU's TLB does not keep such entries",
     ),
     Difference(
         name="nested-ipa-size",
         linux="drops the bits of a nested IPA above L1's T0SZ and walks with the rest",
         architecture="stage-2 translation fault, level 0",
         rule="Arm ARM VTCR_EL2.T0SZ and D8.2: an input address beyond the configured size",
-        consequence="L2 reaches L1's memory at an address that L1 never mapped, and after L1 has unmapped and "
-        "invalidated the page",
-        seen="suspicion/nested-ipa-above-t0sz",
+        consequence="L2 reaches L1's memory at an address that L1 never mapped, also after L1 has unmapped "
+        "and invalidated the page",
+        seen="suspicion/nested-ipa-above-t0sz; tests/data/difference_runs/nested-ipa-size",
         read="",
     ),
     Difference(
@@ -68,9 +68,9 @@ DIFFERENCES: Final = (
         architecture="completes; no translation has such an input, so nothing must be invalidated",
         rule="Arm ARM C5.5, TLBI IPAS2E1IS, and D8.17: entries for the IPA",
         consequence="L1 trips a warning of the host at will; no translation is wrong",
-        seen="suspicion/ipas2-tlbi-beyond-limit",
-        read="hosts with a 48-bit limit: the operand of the emulated CPU cannot exceed it. The run has a "
-        "limit lowered to 40 bits",
+        seen="suspicion/ipas2-tlbi-beyond-limit; tests/data/difference_runs/tlbi-beyond-limit",
+        read="that at a 48-bit limit the operand cannot exceed it; the host of the runs has its limit "
+        "lowered to 40 bits",
     ),
     Difference(
         name="at-recycled-mmu",
@@ -89,8 +89,9 @@ DIFFERENCES: Final = (
         architecture="the AT ends with a fault in PAR_EL1",
         rule="Arm ARM C5.4, AT S12E1R, and VTCR_EL2.T0SZ: a size out of range gives a translation fault",
         consequence="L1 never gets past the instruction",
-        seen="",
-        read="all",
+        seen="the instruction did not come back within 2 s of the guest's clock; with a VTCR_EL2 that can be "
+        "walked it does",
+        read="that it is replayed for the error number; nothing bounds it",
     ),
     Difference(
         name="at-pan",
@@ -217,7 +218,9 @@ def _answers(run: _Run, owed: dict[int, int]) -> Answers:
                 more.append(_wrong_answer(run, row, owed[row.event], where))
         elif row.name == "efault" and row.fields["ipa"]:
             lines.append(f"{where}: the host warns")
-            text = f"{where}: the unmap of {row.fields['ipa']:#x} is beyond the table and trips the host's WARN"
+            text = (
+                f"{where}: the unmap of {row.fields['ipa']:#x} is beyond the table and trips the host's WARN"
+            )
             more.append(Consequence(HOST_WARNING, text, row.event))
     if run.stuck:
         lines.append(run.stuck)
@@ -232,3 +235,16 @@ def _wrong_answer(run: _Run, row: Observed, owed: int, where: str) -> Consequenc
     if row.event in run.unknown_vmid:
         text += "; L2 never ran under this VMID, so that no TLB may hold a translation of it"
     return Consequence(WRONG_ANSWER, text, row.event)
+
+
+def markdown_table() -> str:
+    """The table of ``docs/differences.md``."""
+    lines = [
+        "| difference | Linux 7.3.4 | the architecture asks | consequence | seen on the rig | only read |",
+        "|---|---|---|---|---|---|",
+    ]
+    for item in DIFFERENCES:
+        asked = f"{item.architecture} ({item.rule})"
+        cells = (f"`{item.name}`", item.linux, asked, item.consequence, item.seen or "-", item.read or "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

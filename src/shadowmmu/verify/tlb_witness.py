@@ -149,9 +149,7 @@ class CpuTlb:
         for stages in (STAGE2, BOTH):
             leaf = (PAGE_SHIFT, level)
             self.tlb.fill(
-                entry(
-                    stages, vmid=mmu, stage2=leaf, input=ipa, ipa=ipa, output=output, attributes=descriptor
-                )
+                entry(stages, vmid=mmu, stage2=leaf, input=ipa, ipa=ipa, output=output, attributes=descriptor)
             )
         self._written[mmu, ipa, descriptor] = event
 
@@ -194,8 +192,8 @@ def stale_translation(executor: Executor, silent: Silent) -> Consequence:
     """An abort that a legal TLB does not take."""
     verb = {READ: "read", WRITE: "write", EXECUTE: "fetch"}[silent.access]
     text = (
-        f"nested IPA {silent.nested_ipa:#x}: L2's {verb} ({place(executor, silent.event)}) aborts by the tables, "
-        f"but the CPU may still use the translation written at {place(executor, silent.written)}: nothing "
+        f"nested IPA {silent.nested_ipa:#x}: L2's {verb} ({place(executor, silent.event)}) aborts by the "
+        f"tables, but the CPU may still use the translation of {place(executor, silent.written)}: nothing "
         "invalidated it"
     )
     return Consequence(STALE_TRANSLATION, text, silent.event)
@@ -262,9 +260,7 @@ class GuestTlb:
         if inside and chain.fault == fault.NONE:
             granule = int(granule_shift((U64(vtcr) >> TG0_SHIFT) & TG0_MASK))
             leaf = (granule, int(chain.level))
-            self.tlb.fill(
-                entry(STAGE2, vmid=vmid, stage2=leaf, input=nested_ipa, output=int(chain.output))
-            )
+            self.tlb.fill(entry(STAGE2, vmid=vmid, stage2=leaf, input=nested_ipa, output=int(chain.output)))
             if int(chain.output) & ~(PAGE - 1) == reached:
                 return None
         if reached in self._may_reach(vmid, nested_ipa):

@@ -86,12 +86,6 @@ def test_a_vtcr_that_cannot_be_walked_ends_the_at(t0sz: int) -> None:
     assert row["par"] == 0xA09
 
 
-def test_a_descriptor_that_changes_is_replayed_all_the_same() -> None:
-    script = TWO_L2S + "at s12e1r 0x80000000"
-    rows = [Vm(script, as_architecture=names).end().log("at") for names in ((), ("at-replay",))]
-    assert rows[0] == rows[1]
-
-
 def test_a_vcpu_about_to_enter_holds_an_unwiped_mmu() -> None:
     tenants = "".join(f"s2 new {vmid}\ncode\ntouch r 0x10000\n" for vmid in (1, 2, 3, 4))
     head = "mem 64M\nvcpus 2\nstart base 0 0\n" + tenants

@@ -18,6 +18,7 @@ import click
 
 from shadowmmu import __version__
 from shadowmmu.costs_cli import costs
+from shadowmmu.differences_cli import as_architecture_option, differences
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.oracle_cli import oracle
 from shadowmmu.replay_cli import replay
@@ -75,7 +76,7 @@ def design_list(_ctx: click.Context, _param: click.Parameter, value: str) -> tup
 def read_source(name: str) -> ScenarioSource:
     """A scenario by file name, ``-`` for standard input, or the name of a bundled run."""
     from shadowmmu.formats.runs import bundled_runs
-    from shadowmmu.lab.compare import bundled_scenarios
+    from shadowmmu.lab.compare import bundled_scenarios, difference_scenarios
     from shadowmmu.lab.results import ScenarioSource
 
     if name == "-":
@@ -89,7 +90,7 @@ def read_source(name: str) -> ScenarioSource:
     for run in bundled_runs():
         if name in (run.name, run.name.partition("/")[2]):
             return ScenarioSource(name=run.name, text=run.scenario_text())
-    for source in bundled_scenarios():
+    for source in (*bundled_scenarios(), *difference_scenarios()):
         if name in (source.name, source.name.partition("/")[2]):
             return source
     raise InputError(f"read '{name}', expected a scenario file, '-', or the name of a bundled run")
@@ -142,6 +143,7 @@ def cli(debug: bool) -> None:
     "--workload", "workloads", multiple=True, metavar="NAME[:key=value,...]", help="A named workload instead."
 )
 @click.option("--judge", type=click.Choice(["always", "dumps", "never"]), help="After which events to look.")
+@as_architecture_option
 @click.option("--only", type=click.Choice(["kernel", "storm"]), help="Leave the other kind of run out.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress line.")
 def compare(
@@ -236,6 +238,7 @@ def save_witness(witnesses: Any) -> None:
     show_default=True,
     help="After which events to look.",
 )
+@as_architecture_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(
     scenario: str,
@@ -245,6 +248,7 @@ def run(
     fwb: bool,
     events: bool,
     judge_mode: str,
+    as_architecture: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Execute one SCENARIO and print its dumps, events, counters and verdict."""
@@ -258,6 +262,7 @@ def run(
         judge_mode=judge_mode,
         tlbirange=tlbirange,
         fwb=fwb,
+        as_architecture=as_architecture,
     )
     show_transcript(transcript, as_json)
     verdict = transcript.verdict
@@ -379,6 +384,7 @@ cli.add_command(oracle)
 cli.add_command(replay)
 cli.add_command(review)
 cli.add_command(conform)
+cli.add_command(differences)
 cli.add_command(rig)
 cli.add_command(workloads)
 cli.add_command(sweep)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from shadowmmu.differences_cli import as_architecture_option
 from shadowmmu.errors import InputError
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def run_scenario(scenario: str, ipa_bits: str, seconds: int, counts: bool, save:
     "--counts", is_flag=True, help="Compare counts of chunks and TLB invalidations of live runs too."
 )
 @click.option("--shrink/--no-shrink", "shrinks", default=True, show_default=True)
+@as_architecture_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress line.")
 def conform(
@@ -109,6 +111,7 @@ def conform(
     ipa_bits: str,
     counts: bool,
     shrinks: bool,
+    as_architecture: tuple[str, ...],
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -120,6 +123,8 @@ def conform(
     from shadowmmu.cli import end_progress, progress_line
 
     show = progress_line(quiet)
+    if live and as_architecture:
+        raise InputError("read --as-architecture with --live, expected it with recorded runs")
     if live:
         from shadowmmu.lab.conform.live import LiveOptions
 
@@ -133,9 +138,9 @@ def conform(
     compared = []
     for run in bundled_runs() if folder is None else runs_of_folder(folder):
         show(run.name)
-        compared.append(conform_run(run))
+        compared.append(conform_run(run, as_architecture))
     end_progress(quiet)
-    report = ConformReport(tuple(compared))
+    report = ConformReport(tuple(compared), as_architecture)
     _print(report, report.to_json(), as_json)
     sys.exit(0 if report.agrees else MISMATCH)
 

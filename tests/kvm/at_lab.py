@@ -280,14 +280,16 @@ def architecture(g: Guest, asked: Asked, pan: bool) -> Words:
     return np.concatenate([out[:n], out[n:]], axis=1)
 
 
-def emulated(g: Guest, asked: Asked, pan: bool, touched: bool) -> list[dict[str, int]]:
+def emulated(
+    g: Guest, asked: Asked, pan: bool, touched: bool, switches: tuple[str, ...] = ()
+) -> list[dict[str, int]]:
     """The log rows of the ATs, on an empty shadow or after L2 touched its tables."""
     lines = [*setup_lines(g), f"s1 pan={int(pan)}"]
     if touched:
         pages = table_pages(g) if g.stage2_on else sorted({ipa & ~0xFFF for ipa in g.words})
         lines += [f"touch r {page:#x} 4096 1" for page in pages]
     lines += ["mark asked", *(f"at {operation} {va:#x}" for operation, va in asked)]
-    vm = Vm("\n".join(lines), ipa_limit_bits=48, frames=4096).to("asked")
+    vm = Vm("\n".join(lines), ipa_limit_bits=48, frames=4096, as_architecture=switches).to("asked")
     for name, value in g.virtual.items():
         vm.state.vcpus[0, V_VIRTUAL + COLUMNS.index(name)] = value
     return vm.end().log("at")

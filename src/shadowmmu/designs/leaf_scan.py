@@ -62,11 +62,11 @@ def scan_entry(s: State, mmu: int, word: Word, size: Word, action: int) -> int:
         return 0
     if action != UNMAP:
         return clear_leaf_bits(s, word, action)
-    clear_leaf(s, word)
+    leaf = clear_leaf(s, word)
     if defers_tlbi(s):
-        flush_range(s, mmu, size)
+        flush_range(s, mmu, leaf.ipa, size)
     else:
-        flush_ipa(s, mmu)
+        flush_ipa(s, mmu, leaf.ipa)
     return 1
 
 

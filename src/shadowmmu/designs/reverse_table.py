@@ -280,7 +280,7 @@ def flush_pending(s: State) -> None:
     """Invalidate the run of nested addresses gathered so far."""
     if s.rmap[RT_FLUSH_END] != ZERO:
         size = s.rmap[RT_FLUSH_END] - s.rmap[RT_FLUSH_START]
-        flush_range(s, I64(s.rmap[RT_FLUSH_MMU]), size)
+        flush_range(s, I64(s.rmap[RT_FLUSH_MMU]), s.rmap[RT_FLUSH_START], size)
         s.rmap[RT_FLUSH_END] = ZERO
 
 
@@ -301,7 +301,7 @@ def clear_descriptor(s: State, descriptor: Word) -> int:
         s.mmus[owner, M_STAMP] = s.rmap[RT_STAMP]
         s.count[MMUS_VISITED] += 1
     if not defers_tlbi(s):
-        flush_ipa(s, owner)
+        flush_ipa(s, owner, leaf.ipa)
         return 1
     mmu = U64(owner)
     if s.rmap[RT_FLUSH_END] != leaf.ipa or s.rmap[RT_FLUSH_MMU] != mmu:

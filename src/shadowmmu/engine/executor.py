@@ -108,7 +108,7 @@ class Executor:
             label = self.scenario.labels[int(event["a"])]
             self.dumps.append(Dump(index, label, dump_tables(self.state, bool(event["b"]))))
         elif event["kind"] == GETLOG:
-            self._make_room_to_log(len(self.state.dirty) * len(self.state.mmus))
+            self._make_room_to_log((len(self.state.dirty) + 1) * len(self.state.mmus))
             get_dirty_log(self.state, 0)
 
     def _make_room(self, reason: int) -> None:

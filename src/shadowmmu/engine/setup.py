@@ -16,7 +16,9 @@ from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
 from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.host.setup import Backing, host_arrays, host_setup
 from shadowmmu.kvm.at import VARIANTS
+from shadowmmu.kvm.differences import switch_bits
 from shadowmmu.kvm.layout import (
+    K_ARCHITECTURE,
     K_AT,
     K_BOOT_HCR,
     K_SLOTS,
@@ -35,6 +37,7 @@ from shadowmmu.machine.state import (
     R_FWB,
     R_GHOST_ON,
     R_LOG_ON,
+    R_LOG_TLB,
     R_NEXT_FRAME,
     R_PA_BITS,
     R_PAGE_SHIFT,
@@ -68,6 +71,10 @@ class Machine:
     """Keep the observation log."""
     at: str = "linux-7.3.4"
     """How L0 emulates AT (``kvm.at.VARIANTS``)."""
+    as_architecture: tuple[str, ...] = ()
+    """Differences (``kvm.differences.SWITCHES``) in which L0 does as the architecture asks, not as Linux."""
+    tlb_logged: bool = False
+    """With ``logged``: also leaves as they are written, TLB invalidations, bits of the dirty bitmap."""
     frames: int = 1024
     """Table frames to start with; the arrays double when they run out."""
 
@@ -75,7 +82,7 @@ class Machine:
 def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     """The machine of ``scenario``; L1 boots when the first events run.
 
-    Raises KeyError for an unknown design or variant of AT.
+    Raises KeyError for an unknown design, variant of AT or difference.
     """
     chosen = CATALOGUE[design]
     state = _allocate(scenario, machine, chosen)
@@ -89,8 +96,10 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     regs[R_PRECISE_UPDATES] = machine.precise_updates
     regs[R_GHOST_ON] = machine.judged
     regs[R_LOG_ON] = machine.logged
+    regs[R_LOG_TLB] = machine.logged and machine.tlb_logged
     regs[K_SLOTS] = 1
     regs[K_AT] = VARIANTS[machine.at]
+    regs[K_ARCHITECTURE] = switch_bits(machine.as_architecture)
     regs[G_MEMORY] = scenario.memory_bytes
     state.slots[0, S_BASE] = RAM_BASE
     state.slots[0, S_SIZE] = scenario.memory_bytes

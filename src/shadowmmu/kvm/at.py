@@ -16,7 +16,16 @@ from shadowmmu.arch import context as c
 from shadowmmu.arch.answer import PAR_F, PAR_FST_SHIFT, PAR_S
 from shadowmmu.arch.context import Implementation, implementation
 from shadowmmu.arch.controls import Stage2, stage1_controls
-from shadowmmu.arch.fault import ACCESS_FLAG, NONE, PERMISSION, WRITE, fault_kind, fault_status
+from shadowmmu.arch.fault import (
+    ACCESS_FLAG,
+    EXTERNAL_WALK,
+    NONE,
+    PERMISSION,
+    TRANSLATION,
+    WRITE,
+    fault_kind,
+    fault_status,
+)
 from shadowmmu.arch.operation import (
     AT_S1E2A,
     AT_S1E2R,
@@ -33,7 +42,9 @@ from shadowmmu.arch.translate import pan_applies
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.kvm.at_par import OUTPUT_48, par_of_fault, par_s1, par_s12
 from shadowmmu.kvm.at_walk import BIT_55, slow_walk
+from shadowmmu.kvm.differences import AT_PAN, AT_RECYCLED_MMU, AT_REPLAY, as_architecture
 from shadowmmu.kvm.layout import (
+    EAGAIN,
     K_AT,
     ONE,
     V_HCR,
@@ -45,7 +56,7 @@ from shadowmmu.kvm.layout import (
     ZERO,
 )
 from shadowmmu.kvm.pool import NOT_FOUND, hw_mmu, lookup_shadow
-from shadowmmu.kvm.walk import walk_guest_stage2
+from shadowmmu.kvm.walk import GuestWalk, walk_guest_stage2
 from shadowmmu.machine.at import execute_at
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import AT_REPLAYED, AT_SLOW, AT_TRAPPED
@@ -60,11 +71,9 @@ OFFERED_PA_BITS: Final = 48
 
 AT_LINUX: Final = 0
 AT_FAST_ONLY: Final = 1
-AT_CAREFUL: Final = 2
-VARIANTS: Final = {"linux-7.3.4": AT_LINUX, "fast-only": AT_FAST_ONLY, "careful": AT_CAREFUL}
+VARIANTS: Final = {"linux-7.3.4": AT_LINUX, "fast-only": AT_FAST_ONLY}
 """Ways to emulate AT. ``fast-only``: what the CPU says is the answer, as before the software walk existed
-(what the review of March 2024 objects to): a negative control. ``careful``: Linux 7.3.4, but a shadow MMU
-that still holds its former tenant's tables is not asked."""
+(what the review of March 2024 objects to): a negative control."""
 
 HCR_VM: Final = HCR_EL2.mask("VM")
 HCR_DC: Final = HCR_EL2.mask("DC")
@@ -135,7 +144,8 @@ def fast_path(s: State, vcpu: int, access: Access, va: Word) -> Word:
     mmu_lock_write(s)
     if access.regime == EL10:
         mmu = lookup_shadow(s, vcpu)
-        if mmu == NOT_FOUND or (s.regs[K_AT] == U64(AT_CAREFUL) and s.mmus[mmu, M_PENDING] != ZERO):
+        unwiped = mmu != NOT_FOUND and s.mmus[mmu, M_PENDING] != ZERO
+        if mmu == NOT_FOUND or (unwiped and as_architecture(s, AT_RECYCLED_MMU)):
             mmu_unlock_write(s)
             return PAR_F
         load_guest_registers(s, vcpu)
@@ -143,7 +153,10 @@ def fast_path(s: State, vcpu: int, access: Access, va: Word) -> Word:
     else:
         mmu = hw_mmu(s, vcpu)
         registers = row[V_VIRTUAL : V_VIRTUAL + c.ROW]
-    par = execute_at(s, registers, offered(s), loaded_stage2(s, mmu), access, va, False)
+    pan = False
+    if as_architecture(s, AT_PAN):
+        pan = pan_applies(row[V_VIRTUAL + c.C_PSTATE] & PAN != ZERO, access, offered(s))
+    par = execute_at(s, registers, offered(s), loaded_stage2(s, mmu), access, va, pan)
     mmu_unlock_write(s)
     return par
 
@@ -179,6 +192,15 @@ def at_stage1(s: State, vcpu: int, operation: int, va: Word) -> Answered:
     return Answered(w.code, par_s1(s1, w), True)
 
 
+@inline
+def never_walked(t: GuestWalk) -> Word:
+    """Fault status of a walk of L1's stage 2 that ended in an error number: a VTCR that cannot be walked is
+    a translation fault at level 0; a table outside L1's memory stays an external abort."""
+    if t.fault == EXTERNAL_WALK:
+        return fault_status(EXTERNAL_WALK, t.level)
+    return fault_status(TRANSLATION, 0)
+
+
 @kernel
 def at_both_stages(s: State, vcpu: int, operation: int, va: Word) -> Answered:
     """AT S12E1 and S12E0. Mirrors ``__kvm_at_s12``.
@@ -195,6 +217,8 @@ def at_both_stages(s: State, vcpu: int, operation: int, va: Word) -> Answered:
         return first
     nested_ipa = (first.par & OUTPUT_48) | (va & IN_PAGE)
     t = walk_guest_stage2(s, s.vcpus[vcpu, V_VTTBR], s.vcpus[vcpu, V_VTCR], nested_ipa, False)
+    if t.code < 0 and t.code != EAGAIN and as_architecture(s, AT_REPLAY):
+        return Answered(0, par_of_fault(never_walked(t), True, False), first.slow)
     if t.code < 0:
         return Answered(t.code, first.par, first.slow)
     if t.fault != NONE:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import I64, U64, Word, kernel
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.interface import CAUSE_MEMSLOT, PROTECT, UNMAP
+from shadowmmu.kvm.differences import DIRTY_LOG_FLUSH, as_architecture
 from shadowmmu.kvm.layout import (
     ONE,
     S_BASE,
@@ -27,7 +28,7 @@ from shadowmmu.machine.log import WRITE_PROTECT, observe
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.attributes import write_protect
 from shadowmmu.pgtable.context import CANONICAL, input_size, shadow_mmus, shadow_valid
-from shadowmmu.pgtable.tlb import flush_range
+from shadowmmu.pgtable.tlb import flush_range, flush_vmid
 from shadowmmu.pgtable.unmap import unmap_range
 
 PAGES_PER_WORD: Final = U64(64)
@@ -46,7 +47,7 @@ def write_protect_shadows(s: State, start: Word, end: Word) -> None:
 
     With precise updates only what maps canonical [start, end), by the design's record.
     No invalidation for the shadows' VMIDs follows, as seen on the running 7.3.4
-    (``suspicion/write-protect-without-shadow-flush``).
+    (``suspicion/write-protect-without-shadow-flush``); ``flush_protected`` can.
     """
     if precise_updates(s):
         update_shadows(s, start, end, False, CAUSE_MEMSLOT, PROTECT)
@@ -57,6 +58,19 @@ def write_protect_shadows(s: State, start: Word, end: Word) -> None:
             observe(s, WRITE_PROTECT, ZERO, input_size(s, mmu), U64(mmu), ZERO, ZERO)
             write_protect(s, mmu, ZERO, input_size(s, mmu))
     invalidate_vncr_ipa_all(s)
+
+
+@inline
+def flush_protected(s: State, slot: int) -> None:
+    """After write protection: invalidate the slot, and as the architecture asks the shadows' VMIDs too.
+
+    Mirrors ``kvm_flush_remote_tlbs_memslot``, Linux 7.3.4, which names the canonical VMID alone.
+    """
+    flush_range(s, CANONICAL, s.slots[slot, S_BASE], s.slots[slot, S_SIZE])
+    if as_architecture(s, DIRTY_LOG_FLUSH):
+        for mmu in range(1, shadow_mmus(s) + 1):
+            if shadow_valid(s, mmu):
+                flush_vmid(s, mmu)
 
 
 @kernel
@@ -93,7 +107,7 @@ def protect_slot(s: State, slot: int) -> None:
     write_protect_slot(s, start, end)
     write_protect_shadows(s, start, end)
     mmu_unlock_write(s)
-    flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
+    flush_protected(s, slot)
 
 
 @kernel
@@ -128,7 +142,7 @@ def get_dirty_log(s: State, slot: int) -> int:
         start += span
     mmu_unlock_write(s)
     if dirty > 0:
-        flush_range(s, CANONICAL, s.slots[slot, S_SIZE])
+        flush_protected(s, slot)
     return dirty
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from shadowmmu.arch.context import C_HCR_EL2, C_VTCR_EL2, C_VTTBR_EL2, ROW
 from shadowmmu.compiled import U64
-from shadowmmu.machine.state import R_KVM
+from shadowmmu.machine.state import R_GUEST, R_KVM
 
 # Registers of the VM (``State.regs``); R_KVM itself is the size of the pool of shadow MMUs.
 K_NEXT: Final = R_KVM + 1
@@ -26,6 +26,8 @@ K_HOLD_END: Final = R_KVM + 18
 """Host addresses of the invalidation that a scenario keeps between its start and its end; both 0: none."""
 K_HOLD_LEFT: Final = R_KVM + 19
 """Faults that must still bounce before it ends; 0: it ends when the scenario says so."""
+K_ARCHITECTURE: Final = R_GUEST - 1
+"""One bit for each difference (``kvm.differences``) in which L0 does as the architecture asks."""
 
 # Columns of a virtual CPU (``State.vcpus``). Two context rows (``arch.context``) stand in them: L1's virtual
 # registers, and those that L0 loads into the CPU to execute an AT for L1.

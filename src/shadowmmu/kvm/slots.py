@@ -19,6 +19,7 @@ from shadowmmu.kvm.layout import (
     SLOT_LOG_DIRTY,
     ZERO,
 )
+from shadowmmu.machine.log import observe_dirty
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 
 NO_SLOT: Final = -1
@@ -71,3 +72,4 @@ def mark_dirty(s: State, slot: int, canonical_ipa: Word) -> None:
     page = (canonical_ipa - s.slots[slot, S_BASE]) >> s.regs[R_PAGE_SHIFT]
     word = s.slots[slot, S_DIRTY_WORD] + (page >> WORD_SHIFT)
     s.dirty[word] |= ONE << (page & BIT_MASK)
+    observe_dirty(s, canonical_ipa)

@@ -39,6 +39,7 @@ from shadowmmu.arch.stage2 import (
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.tables import translate
+from shadowmmu.kvm.differences import NESTED_IPA_SIZE, as_architecture
 from shadowmmu.kvm.layout import (
     EAGAIN,
     EFAULT,
@@ -190,6 +191,8 @@ def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe
         return fault_at(ADDRESS_SIZE, 0, FAULT_OF_L1)
     level = r.start_level
     # Linux 7.3.4 masks the address to the input size instead of refusing what is beyond it.
+    if as_architecture(s, NESTED_IPA_SIZE) and nested_ipa >> U64(r.ia_bits) != ZERO:
+        return fault_at(TRANSLATION, 0, FAULT_OF_L1)
     ipa = nested_ipa & ((ONE << U64(r.ia_bits)) - ONE)
     entry = base + ((ipa >> U64(level_shift(r, level))) << THREE)
     while True:

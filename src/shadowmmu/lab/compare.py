@@ -60,10 +60,19 @@ def design_names(wanted: tuple[str, ...]) -> list[str]:
 
 def bundled_scenarios() -> list[ScenarioSource]:
     """Scenarios that show what no recorded run does; they ship with the package."""
-    folder = files("shadowmmu") / "data" / "scenarios"
+    return _scenarios_of("scenarios")
+
+
+def difference_scenarios() -> list[ScenarioSource]:
+    """One scenario for each difference of Linux 7.3.4 from the architecture (``verify.differences``)."""
+    return _scenarios_of("differences")
+
+
+def _scenarios_of(name: str) -> list[ScenarioSource]:
+    folder = files("shadowmmu") / "data" / name
     paths = sorted(folder.iterdir(), key=lambda path: path.name)
     return [
-        ScenarioSource(name="scenarios/" + path.name.removesuffix(".scenario"), text=path.read_text())
+        ScenarioSource(name=f"{name}/" + path.name.removesuffix(".scenario"), text=path.read_text())
         for path in paths
         if path.name.endswith(".scenario")
     ]
@@ -84,7 +93,7 @@ def kernel_jobs(options: CompareOptions) -> Iterator[Job]:
         raise InputError(f"read kernel run {error}, expected one of {known}") from None
     for run in runs:
         scenario = parse_scenario(run.scenario_text(), run.name)
-        machine = Machine(ipa_limit_bits=run.ipa_limit_bits)
+        machine = Machine(ipa_limit_bits=run.ipa_limit_bits, as_architecture=options.as_architecture)
         yield Job(scenario, "kernel", machine, options.judge or "always", run)
 
 
@@ -93,7 +102,7 @@ def scenario_jobs(options: CompareOptions, sources: list[ScenarioSource]) -> Ite
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     for source in sources:
         scenario = parse_scenario(source.text, source.name)
-        machine = Machine(ipa_limit_bits=bits, tlbirange=options.tlbirange, fwb=options.fwb)
+        machine = Machine(bits, options.tlbirange, options.fwb, as_architecture=options.as_architecture)
         yield Job(scenario, "scenario", machine, options.judge or "always")
 
 
@@ -108,7 +117,13 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
     except ValueError as error:
         raise InputError(f"storm: {error}") from None
     for limit in (bits,) if bits else STORM_IPA_BITS:
-        machine = Machine(limit, options.tlbirange, options.fwb, frames=STORM_FRAMES)
+        machine = Machine(
+            limit,
+            options.tlbirange,
+            options.fwb,
+            frames=STORM_FRAMES,
+            as_architecture=options.as_architecture,
+        )
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 
@@ -122,7 +137,13 @@ def workload_jobs(options: CompareOptions) -> Iterator[Job]:
     seed = DEFAULT_SEED if options.seed is None else options.seed
     for text in options.workloads:
         workload, values = read_workload(text)
-        machine = Machine(ipa_limit_bits=bits, frames=STORM_FRAMES)
+        machine = Machine(
+            bits,
+            options.tlbirange,
+            options.fwb,
+            frames=STORM_FRAMES,
+            as_architecture=options.as_architecture,
+        )
         scenario = replace(workload.scenario(values, seed), name=text)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
@@ -167,6 +188,7 @@ def conditions(options: CompareOptions) -> dict[str, str]:
         "machine": f"{platform.machine()}, {platform.system()}",
         "workload": "; ".join(options.workloads) or f"storm: {storms}",
         "seed": str(DEFAULT_SEED if options.seed is None else options.seed),
+        "as the architecture": ", ".join(options.as_architecture) or "nothing; all as Linux 7.3.4",
         "modelled time": f"{costs.name}, {costs.unit}",
         "measured time": "this machine, compiled loop from the first notifier to the end, once",
     }

@@ -67,12 +67,14 @@ def run_scenario(
     judge_mode: str = "always",
     tlbirange: bool = True,
     fwb: bool = True,
+    as_architecture: tuple[str, ...] = (),
 ) -> Transcript:
     """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict.
 
-    ``tlbirange`` and ``fwb``: whether the host has FEAT_TLBIRANGE and FEAT_S2FWB.
+    ``tlbirange`` and ``fwb``: whether the host has FEAT_TLBIRANGE and FEAT_S2FWB; ``as_architecture``: see
+    ``kvm.differences``.
     """
-    machine = Machine(ipa_limit_bits, tlbirange, fwb, logged=show_events)
+    machine = Machine(ipa_limit_bits, tlbirange, fwb, logged=show_events, as_architecture=as_architecture)
     executor, judge = execute(source, design, machine, judge_mode)
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
@@ -86,6 +88,7 @@ def run_scenario(
         "ipa_limit_bits": ipa_limit_bits,
         "tlbirange": tlbirange,
         "fwb": fwb,
+        "as_architecture": list(as_architecture),
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
     }
@@ -96,4 +99,6 @@ def run_scenario(
     without = [name for name, has in (("TLBIRANGE", tlbirange), ("S2FWB", fwb)) if not has]
     title = f"{source.name} under {executor.design}, {ipa_limit_bits}-bit IPA limit"
     title += "".join(f", no FEAT_{name}" for name in without)
+    if as_architecture:
+        title += f", as the architecture asks: {', '.join(as_architecture)}"
     return Transcript(title=title, lines=lines, data=data, verdict=result.verdict)

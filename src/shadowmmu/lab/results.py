@@ -51,6 +51,7 @@ class CompareOptions:
     workloads: tuple[str, ...] = ()
     judge: Judge | None = None
     only: Literal["kernel", "storm"] | None = None
+    as_architecture: tuple[str, ...] = ()
     progress: Callable[[str], None] = field(default=_silent, compare=False, repr=False)
 
 

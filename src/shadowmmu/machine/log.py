@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, inline
-from shadowmmu.machine.state import R_EVENT, R_LOG_ON, R_LOG_TOP, State, Word
+from shadowmmu.machine.state import R_EVENT, R_LOG_ON, R_LOG_TLB, R_LOG_TOP, State, Word
 
 GUEST_FAULT: Final = 1
 MAP: Final = 2
@@ -33,6 +33,10 @@ VNCR_MAP: Final = 71
 VNCR_UNMAP: Final = 72
 VNCR_INVALIDATE: Final = 73
 VNCR_FAULT: Final = 74
+# Written only while R_LOG_TLB: what a TLB may hold, and what the dirty bitmap hears.
+LEAF: Final = 64
+FLUSH: Final = 65
+DIRTY: Final = 66
 
 KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     GUEST_FAULT: ("kvm_guest_fault", ("ipa", "hsr", "hxfar", "pc")),
@@ -56,7 +60,17 @@ KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     VNCR_UNMAP: ("vncr_unmap", ("gva", "hpa", "vcpu")),
     VNCR_INVALIDATE: ("vncr_invalidate", ("gva", "ipa", "hpa", "vcpu")),
     VNCR_FAULT: ("vncr_fault", ("gva", "esr", "vcpu")),
+    LEAF: ("leaf", ("addr", "level", "descriptor", "mmu")),
+    FLUSH: ("flush", ("scope", "addr", "size", "mmu")),
+    DIRTY: ("dirty", ("ipa",)),
 }
+
+FLUSH_IPA: Final = 0
+"""Scopes of FLUSH: one IPA in all PEs, one IPA in this PE, a range, a whole VMID; in the names of the rig."""
+FLUSH_LOCAL: Final = 1
+FLUSH_RANGE: Final = 2
+FLUSH_VMID: Final = 3
+FLUSH_NAMES: Final = ("flush_ipa", "flush_ipa_nsh", "flush_range", "flush_vmid")
 
 ROWS_PER_STEP: Final = 64
 """Rows one step of an event may write: the executor keeps this much room."""
@@ -81,3 +95,31 @@ def observe(s: State, kind: int, a: Word, b: Word, c: Word, d: Word, e: Word) ->
     s.log[top, 4] = c
     s.log[top, 5] = d
     s.log[top, 6] = e
+
+
+@inline
+def observe_leaf(s: State, mmu: int, ipa: Word, level: int, descriptor: Word) -> None:
+    """A leaf that a TLB may hold from now on was written."""
+    if s.regs[R_LOG_TLB] != ZERO:
+        observe(s, LEAF, ipa, U64(level), descriptor, U64(mmu), ZERO)
+
+
+@inline
+def observe_flush(s: State, scope: int, mmu: int, start: Word, size: Word) -> None:
+    """L0 invalidated. A range that goes on where the last row's ended is added to it: a sweep is one row."""
+    if s.regs[R_LOG_TLB] == ZERO:
+        return
+    last = I64(s.regs[R_LOG_TOP]) - 1
+    if scope == FLUSH_RANGE and 0 <= last < len(s.log) and s.log[last, 0] == U64(FLUSH):
+        same = s.log[last, 1] == s.regs[R_EVENT] and s.log[last, 5] == U64(mmu)
+        if same and s.log[last, 2] == U64(scope) and s.log[last, 3] + s.log[last, 4] == start:
+            s.log[last, 4] += size
+            return
+    observe(s, FLUSH, U64(scope), start, size, U64(mmu), ZERO)
+
+
+@inline
+def observe_dirty(s: State, canonical_ipa: Word) -> None:
+    """A page's bit of the dirty bitmap was set."""
+    if s.regs[R_LOG_TLB] != ZERO:
+        observe(s, DIRTY, canonical_ipa, ZERO, ZERO, ZERO, ZERO)

@@ -44,6 +44,7 @@ R_GAP_MMU: Final = 21
 """The MMU whose sweep may be broken off there; 0: none."""
 R_GAP_IPA: Final = 22
 """Where it was broken off; 0: it was not."""
+R_LOG_TLB: Final = 23
 R_HOST: Final = 24
 R_KVM: Final = 40
 R_GUEST: Final = 64

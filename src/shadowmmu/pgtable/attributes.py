@@ -28,9 +28,10 @@ from shadowmmu.machine.counters import (
     DESCRIPTORS_WRITTEN,
     LEAVES_RELAXED,
 )
+from shadowmmu.machine.log import observe_leaf
 from shadowmmu.machine.state import R_FWB, State
 from shadowmmu.pgtable.context import CANONICAL, context_regime, root_word
-from shadowmmu.pgtable.tlb import flush_ipa
+from shadowmmu.pgtable.tlb import flush_ipa_local
 
 PROT_R: Final = U64(8)
 PROT_W: Final = U64(4)
@@ -112,8 +113,8 @@ def relax_permissions(s: State, mmu: int, ipa: Word, prot: Word) -> bool:
     and otherwise stays (``live/relax-keeps-execution``); what the TLB holds for ``ipa`` goes even if nothing
     changed or the leaf is gone.
     """
-    word, _level = find_entry(s, mmu, ipa)
-    flush_ipa(s, mmu)
+    word, level = find_entry(s, mmu, ipa)
+    flush_ipa_local(s, mmu, ipa)
     old = s.mem[word]
     if old & VALID == ZERO:
         return False
@@ -129,6 +130,7 @@ def relax_permissions(s: State, mmu: int, ipa: Word, prot: Word) -> bool:
     if new != old:
         s.mem[word] = new
         s.count[DESCRIPTORS_WRITTEN] += 1
+        observe_leaf(s, mmu, ipa, level, new)
     return True
 
 

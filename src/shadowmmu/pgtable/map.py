@@ -18,6 +18,7 @@ from shadowmmu.machine.counters import (
     LEAVES_MAPPED,
 )
 from shadowmmu.machine.frames import REFS, frame_of, own_table, take_frame
+from shadowmmu.machine.log import observe_leaf
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.attributes import leaf_descriptor, same_but_permissions
 from shadowmmu.pgtable.context import (
@@ -57,7 +58,7 @@ def break_leaf(s: State, mmu: int, ipa: Word, word: Word, size: Word) -> None:
     """Take a valid leaf out before something else takes its place: clear, TLBI."""
     note_leaf_gone(s, mmu, ipa, word, size)
     drop_entry(s, word)
-    flush_ipa(s, mmu)
+    flush_ipa(s, mmu, ipa)
 
 
 @kernel
@@ -68,7 +69,7 @@ def break_table(s: State, mmu: int, word: Word, ipa: Word, level: int) -> None:
     s.frames[holder, REFS] += ONE  # keeps the walk from freeing the table that is about to be used
     unmap_walk(s, mmu, ipa, ipa + size, False, False, False)
     s.frames[holder, REFS] -= ONE
-    flush_range(s, mmu, size)
+    flush_range(s, mmu, ipa, size)
 
 
 @kernel
@@ -112,6 +113,7 @@ def put_leaf(s: State, mmu: int, ipa: Word, level: int, word: Word, new: Word) -
     s.mem[word] = new
     s.frames[frame_of(s, word), REFS] += ONE
     s.mmus[mmu, M_LEAVES] += ONE
+    observe_leaf(s, mmu, ipa, level, new)
     s.count[DESCRIPTORS_WRITTEN] += 1
     if mmu != CANONICAL:
         s.count[LEAVES_MAPPED] += 1

@@ -20,6 +20,7 @@ from shadowmmu.machine.counters import (
     TLBI_VMID,
     TLBI_VMID_SHADOW,
 )
+from shadowmmu.machine.log import FLUSH_IPA, FLUSH_LOCAL, FLUSH_RANGE, FLUSH_VMID, observe_flush
 from shadowmmu.machine.state import R_FWB, R_PAGE_SHIFT, R_TLBIRANGE, State
 
 MAX_RANGE_PAGES: Final = U64(32 << 16)
@@ -50,8 +51,22 @@ def clean_cache(s: State, size: Word) -> None:
 
 
 @inline
-def flush_ipa(s: State, mmu: int) -> None:
+def flush_ipa(s: State, mmu: int, ipa: Word) -> None:
     """One invalidation by IPA. Mirrors ``__kvm_tlb_flush_vmid_ipa``."""
+    observe_flush(s, FLUSH_IPA, mmu, ipa, ZERO)
+    count_ipa(s)
+
+
+@inline
+def flush_ipa_local(s: State, mmu: int, ipa: Word) -> None:
+    """The same in this PE alone. Mirrors ``__kvm_tlb_flush_vmid_ipa_nsh``."""
+    observe_flush(s, FLUSH_LOCAL, mmu, ipa, ZERO)
+    count_ipa(s)
+
+
+@inline
+def count_ipa(s: State) -> None:
+    """What one invalidation by IPA takes."""
     s.count[TLBI_IPA] += 1
     s.count[TLBI_STAGE1] += 1
     s.count[DSBS] += 3
@@ -60,6 +75,7 @@ def flush_ipa(s: State, mmu: int) -> None:
 @inline
 def flush_vmid(s: State, mmu: int) -> None:
     """Invalidate both stages of a whole VMID (VMALLS12E1IS). Mirrors ``__kvm_tlb_flush_vmid``."""
+    observe_flush(s, FLUSH_VMID, mmu, ZERO, ZERO)
     s.count[TLBI_VMID] += 1
     s.count[DSBS] += 2
     if mmu != 0:
@@ -67,11 +83,15 @@ def flush_vmid(s: State, mmu: int) -> None:
 
 
 @inline
-def flush_range(s: State, mmu: int, size: Word) -> None:
-    """Invalidate ``size`` bytes. Mirrors ``kvm_tlb_flush_vmid_range``: ranges of at most 2M pages."""
+def flush_range(s: State, mmu: int, start: Word, size: Word) -> None:
+    """Invalidate ``size`` bytes from ``start``, at most 2M pages at once.
+
+    Mirrors ``kvm_tlb_flush_vmid_range``.
+    """
     if s.regs[R_TLBIRANGE] == ZERO:
         flush_vmid(s, mmu)
         return
+    observe_flush(s, FLUSH_RANGE, mmu, start, size)
     pages = size >> s.regs[R_PAGE_SHIFT]
     ranges = (pages + MAX_RANGE_PAGES - ONE) // MAX_RANGE_PAGES
     while ranges != ZERO:

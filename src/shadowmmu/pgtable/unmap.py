@@ -87,7 +87,7 @@ def free_empty_tables(s: State, word: Word) -> None:
         parent = s.frames[frame, PARENT]
         if parent == ZERO:
             return
-        flush_ipa(s, owner_mmu(s, frame))
+        flush_ipa(s, owner_mmu(s, frame), s.frames[frame, BASE])
         give_frame(s, frame)
         drop_entry(s, parent)
         frame = frame_of(s, parent)
@@ -124,7 +124,7 @@ def stage2_unmap(s: State, mmu: int, start: Word, end: Word) -> int:
     """
     removed = unmap_walk(s, mmu, start, end, not defers_tlbi(s), True, True)
     if defers_tlbi(s):
-        flush_range(s, mmu, end - start)
+        flush_range(s, mmu, start, end - start)
     return removed
 
 
@@ -159,7 +159,7 @@ def unmap_walk(
             drop_entry(s, word)
             removed += 1
             if flush_leaves:
-                flush_ipa(s, mmu)
+                flush_ipa(s, mmu, (ipa >> shift) << shift)
             if clean:
                 clean_cache(s, size)
         ipa = ((ipa >> shift) + ONE) << shift
@@ -182,7 +182,7 @@ def leave_tables(
         parent = s.frames[frame, PARENT]
         if s.frames[frame, REFS] == ONE:
             if flush:
-                flush_ipa(s, owner_mmu(s, frame))
+                flush_ipa(s, owner_mmu(s, frame), s.frames[frame, BASE])
             give_frame(s, frame)
             drop_entry(s, parent)
         word = parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from shadowmmu.lab.conform.compare import ASPECT_NAMES, Conformity, ConformReport
@@ -16,6 +16,7 @@ HEADS: Final = {
     "MMIO exits": "MMIO",
     "EFAULT exits": "EFAULT",
     "write protection": "wp",
+    "TLB invalidations": "TLBI",
     "warnings": "warn",
     "counters": "counts",
 }
@@ -32,10 +33,16 @@ def _row(name: str, bits: str, cells: list[str]) -> str:
     return f"{name:{NAME_WIDTH}}{bits:>5}" + "".join(f"{cell:>7}" for cell in cells)
 
 
+def mode_line(as_architecture: Sequence[str]) -> str:
+    """Which differences from Linux 7.3.4 are switched to what the architecture asks."""
+    return f"as the architecture asks: {', '.join(as_architecture) or 'nothing'}; else as Linux 7.3.4"
+
+
 def conform_lines(report: ConformReport) -> Iterator[str]:
     """The whole report, line by line; how many of each sort were compared, ``-`` where a run shows none."""
     agreeing = sum(run.agrees for run in report.runs)
     yield f"{agreeing} of {len(report.runs)} runs agree with the kernel in all that they show."
+    yield mode_line(report.as_architecture)
     yield ""
     yield _row("run", "bits", [HEADS[name] for name in ASPECT_NAMES])
     for run in report.runs:

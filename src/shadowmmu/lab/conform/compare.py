@@ -14,7 +14,7 @@ from shadowmmu.errors import UndeterminedError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.formats.answer import Answer, Step
 from shadowmmu.lab.agreement import COUNTED, compare_counts, last_histogram, table_lines
-from shadowmmu.lab.conform.rows import ASPECTS, NEEDS_PROBE, Row
+from shadowmmu.lab.conform.rows import ASPECTS, INVALIDATIONS, NEEDS_PROBE, Row
 
 SCHEMA: Final = "shadowmmu.conform/1"
 CANONICAL_DUMPS: Final = "canonical dumps"
@@ -103,6 +103,8 @@ class ConformReport:
     """All runs, in their order."""
 
     runs: tuple[Conformity, ...]
+    as_architecture: tuple[str, ...] = ()
+    """Differences in which the model did as the architecture asks, not as Linux 7.3.4."""
 
     @property
     def agrees(self) -> bool:
@@ -125,18 +127,25 @@ class ConformReport:
         return {
             "schema": SCHEMA,
             "agrees": self.agrees,
+            "as_architecture": list(self.as_architecture),
             "compared": self.totals(),
             "runs": [run.to_json() for run in self.runs],
         }
 
 
-def replay_logged(run: Run) -> Executor:
-    """Execute the run's script under ``sweep`` with the log kept.
+def replay_logged(run: Run, as_architecture: tuple[str, ...] = (), tlb_logged: bool = False) -> Executor:
+    """Execute the run's script under ``sweep`` with the log kept, TLB invalidations too if asked.
 
     Raises ScenarioError for a script of another language, UndeterminedError when an access makes no progress.
     """
     scenario = parse_scenario(run.scenario_text(), run.name)
-    executor = Executor(scenario, "sweep", Machine(ipa_limit_bits=run.ipa_limit_bits, logged=True))
+    machine = Machine(
+        ipa_limit_bits=run.ipa_limit_bits,
+        logged=True,
+        tlb_logged=tlb_logged,
+        as_architecture=as_architecture,
+    )
+    executor = Executor(scenario, "sweep", machine)
     executor.run()
     return executor
 
@@ -194,19 +203,19 @@ def _dump_difference(aspect: str, where: str, theirs: list[str], ours: list[str]
     return Difference(aspect, where, kernel, model)
 
 
-def conform_run(run: Run) -> Conformity:
+def conform_run(run: Run, as_architecture: tuple[str, ...] = ()) -> Conformity:
     """Compare one run in every aspect that it shows. O(events and lines of the run).
 
     Raises FormatError for an answer that cannot be read, ScenarioError for a script of another language.
     """
     answer = run.answer()
+    probes = {event.name for event in answer.events}
     try:
-        executor = replay_logged(run)
+        executor = replay_logged(run, as_architecture, NEEDS_PROBE[INVALIDATIONS] in probes)
     except UndeterminedError as error:
         ends = Difference(ENDS, "", ("the script came to its end",), (str(error),))
         return Conformity(run.name, run.ipa_limit_bits, {}, (ends,))
     compared, differences = _compare_dumps(executor, answer)
-    probes = {event.name for event in answer.events}
     for aspect in ASPECTS:
         if aspect.name in NEEDS_PROBE and NEEDS_PROBE[aspect.name] not in probes:
             continue
@@ -220,6 +229,6 @@ def conform_run(run: Run) -> Conformity:
     return Conformity(run.name, run.ipa_limit_bits, compared, tuple(differences))
 
 
-def conform(runs: Iterable[Run]) -> ConformReport:
+def conform(runs: Iterable[Run], as_architecture: tuple[str, ...] = ()) -> ConformReport:
     """Compare runs in turn. Raises as ``conform_run``."""
-    return ConformReport(tuple(conform_run(run) for run in runs))
+    return ConformReport(tuple(conform_run(run, as_architecture) for run in runs), as_architecture)

@@ -15,7 +15,7 @@ from shadowmmu.engine.executor import Executor
 from shadowmmu.formats.answer import Answer
 from shadowmmu.formats.ftrace import MARK, TraceEvent
 from shadowmmu.formats.records import Printed, Touch
-from shadowmmu.machine.log import KINDS
+from shadowmmu.machine.log import FLUSH_NAMES, FLUSH_RANGE, KINDS
 from shadowmmu.machine.state import R_LOG_TOP
 from shadowmmu.pgtable.context import CANONICAL
 
@@ -37,6 +37,8 @@ PAGE: Final = ~0xFFF
 L2_RUNS: Final = "(L2)"
 LEVELS: Final = ("(L1)", L2_RUNS)
 """Marks of the rig where another vCPU goes on, at its own level."""
+PAGE_BYTES: Final = 4096
+INVALIDATIONS: Final = "TLB invalidations"
 WORD: Final = (1 << 64) - 1
 
 
@@ -223,6 +225,43 @@ def model_protections(executor: Executor) -> list[Row]:
     return _logged(executor, "s2wp", lambda f: ("wp_range", f["addr"], f["addr"] + f["size"]))
 
 
+def kernel_invalidations(answer: Answer) -> list[Row]:
+    """TLB invalidations by IPA, range and VMID: whose, where and how much, if the run has the probes."""
+    rows: list[Row] = []
+    mark = ""
+    for event in answer.events:
+        if event.name == MARK:
+            mark = event.text
+        elif event.name in FLUSH_NAMES and "vttbr" in event.fields:
+            start = event.fields.get("start", event.fields.get("ipa", 0))
+            shadow = event.fields["vttbr"] != 0
+            _add_flush(rows, event.name, start, event.fields.get("pages", 0) * PAGE_BYTES, shadow, mark)
+    return rows
+
+
+def model_invalidations(executor: Executor) -> list[Row]:
+    """The same from the model's log, which must have them (``Machine.tlb_logged``)."""
+    rows: list[Row] = []
+    for logged in model_log(executor):
+        if logged.name == "flush":
+            f = logged.fields
+            shadow = f["mmu"] != CANONICAL
+            _add_flush(rows, FLUSH_NAMES[f["scope"]], f["addr"], f["size"], shadow, logged.where)
+    return rows
+
+
+def _add_flush(rows: list[Row], name: str, start: int, size: int, shadow: bool, where: str) -> None:
+    """Append an invalidation; a range that goes on where the last one ended is added to it."""
+    whose = "shadow" if shadow else "canonical"
+    words: tuple[str | int, ...] = (name, whose, start, size)
+    if rows and size and rows[-1].words[:2] == words[:2]:
+        first, length = (int(word) for word in rows[-1].words[2:])
+        if first + length == start:
+            rows[-1] = Row((name, whose, first, length + size), rows[-1].where)
+            return
+    rows.append(Row(words, where))
+
+
 def _logged(
     executor: Executor, name: str, words: Callable[[dict[str, int]], tuple[str | int, ...]]
 ) -> list[Row]:
@@ -236,6 +275,7 @@ ASPECTS: Final = (
     Aspect("MMIO exits", kernel_mmio, model_mmio),
     Aspect("EFAULT exits", kernel_refused_stores, model_refused_stores),
     Aspect("write protection", kernel_protections, model_protections),
+    Aspect(INVALIDATIONS, kernel_invalidations, model_invalidations),
     Aspect("warnings", kernel_warned, model_warned),
 )
 """What is compared row by row; dumps and counts have their own comparison (``lab.agreement``)."""
@@ -244,5 +284,6 @@ NEEDS_PROBE: Final = {
     "events": "s2map",
     "L2 aborts": "kvm_guest_fault",
     "write protection": "wp_range",
+    INVALIDATIONS: FLUSH_NAMES[FLUSH_RANGE],
 }
 """An aspect that a run shows only if its trace has this probe."""

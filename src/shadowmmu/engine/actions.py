@@ -18,9 +18,11 @@ from shadowmmu.events.schema import (
     HOST_WRITE,
     HUGEPAGE,
     IDLE,
+    KHUGEPAGED,
     LOG,
     MAP_GUEST,
     MERGEABLE,
+    MIGRATE,
     MMAP,
     MPROTECT,
     MUNMAP,
@@ -71,6 +73,7 @@ from shadowmmu.host.advise import (
     plan_mprotect,
     plan_pageout,
 )
+from shadowmmu.host.background import plan_khugepaged, plan_migrate
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import (
     GIGA_SIZE,
@@ -308,6 +311,10 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
         return plan_mprotect(s, hva, size, I64(prot))
     if kind == COLLAPSE:
         return plan_collapse(s, hva, size)
+    if kind == MIGRATE:
+        return plan_migrate(s, hva, size)
+    if kind == KHUGEPAGED:
+        return plan_khugepaged(s, hva)
     if kind == PAGEOUT:
         return plan_pageout(s, hva, size)
     if kind == HUGEPAGE:
@@ -324,7 +331,7 @@ def host_action(s: State, kind: int, op: Words) -> int:
     """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
     if kind == HOST_WRITE:
         return host_write(s, op)
-    start = host_address(op[A])
+    start = HVA_BASE if kind == KHUGEPAGED else host_address(op[A])
     end = start + op[B]
     if s.regs[G_CURSOR] != ZERO:
         start = s.regs[G_CURSOR]

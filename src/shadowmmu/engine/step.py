@@ -23,7 +23,9 @@ from shadowmmu.events.schema import (
     DUMP,
     GETLOG,
     IDLEGET,
+    KHUGEPAGED,
     MARK,
+    MIGRATE,
     PAGEMAP,
     PUNCH,
 )
@@ -116,7 +118,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= PUNCH:
+        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE:
             outcome = host_action(s, kind, operands[i])
         else:
             outcome = vm_action(s, kind, operands[i])

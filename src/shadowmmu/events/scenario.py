@@ -341,7 +341,7 @@ _HANDLERS: dict[str, _Handler] = {
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),
-    **dict.fromkeys(("nop", "getlog"), _bare),
+    **dict.fromkeys(("nop", "getlog", "khugepaged"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
 }

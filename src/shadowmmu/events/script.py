@@ -16,7 +16,7 @@ from shadowmmu.events.words import (
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
 _AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
-_BARE = {schema.NOP: "nop", schema.GETLOG: "getlog"}
+_BARE = {schema.NOP: "nop", schema.GETLOG: "getlog", schema.KHUGEPAGED: "khugepaged"}
 
 
 def format_event(scenario: Scenario, index: int) -> str:

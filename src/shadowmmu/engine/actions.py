@@ -87,7 +87,7 @@ from shadowmmu.host.layout import (
     R_RESUME,
 )
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
-from shadowmmu.host.tables import translate
+from shadowmmu.host.tables import region_end, translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
 from shadowmmu.kvm.layout import V_ELR, V_ESR, V_FAR, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
@@ -331,8 +331,12 @@ def host_action(s: State, kind: int, op: Words) -> int:
     """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
     if kind == HOST_WRITE:
         return host_write(s, op)
-    start = HVA_BASE if kind == KHUGEPAGED else host_address(op[A])
-    end = start + op[B]
+    if kind == KHUGEPAGED:
+        start = HVA_BASE
+        end = region_end(s)
+    else:
+        start = host_address(op[A])
+        end = start + op[B]
     if s.regs[G_CURSOR] != ZERO:
         start = s.regs[G_CURSOR]
     steps = plan_action(s, kind, start, end - start, op[C])

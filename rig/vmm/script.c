@@ -201,6 +201,7 @@ static void execute(char **word, int count, char *line)
 	else if (!strcmp(c, "codeat"))
 		l2_code = number(word[1]);
 	else if (!vcpu_command(word, l2_code) && !guest_command(word, count) && !vmm_command(word, count, line) &&
+		 !host_works(c, number(word[1]), number(word[2])) &&
 		 !change_memory(c, number(word[1]), number(word[2]), word[3]))
 		die("no command %s", c);
 }

@@ -41,6 +41,9 @@ int change_memory(const char *what, u64 canonical_ipa, u64 size, const char *let
 void mark_idle(u64 canonical_ipa, u64 pages);
 void show_idle(u64 canonical_ipa, u64 pages);
 
+/* reclaim.c: what the host does to the VMM's memory by itself */
+int host_works(const char *what, u64 canonical_ipa, u64 size);
+
 /* observe.c: what is printed besides */
 u64 now(void);
 void print_file(const char *path, const char *tag);

@@ -333,6 +333,8 @@ def test_a_line_happens_on_the_vcpu_that_the_script_speaks_to() -> None:
     entered = scenario.events[scenario.events["kind"] == schema.ENTER]
     assert entered["a"].tolist() == [0x20000, 0x10000], "each with L2's code where the script has it"
     assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+
+
 def test_the_host_at_work_between_faults_is_written_back() -> None:
     script = (
         MACHINE + "codeat 0x20000\ngap 3 w 0x80000000\nvncr w 0x41003000\nvncr r 0xffffff8000003000\n"

@@ -10,7 +10,7 @@ from test_kvm_at_differences import plain
 from shadowmmu.arch.answer import A_PAR
 from shadowmmu.errors import UndeterminedError
 from shadowmmu.kvm.differences import SWITCHES
-from shadowmmu.kvm.layout import NO_MMU, V_HW_MMU
+from shadowmmu.kvm.layout import V_HW_MMU
 from shadowmmu.machine.counters import TLBI_VMID_SHADOW, WIPES
 from shadowmmu.machine.log import FLUSH_LOCAL, FLUSH_RANGE, FLUSH_VMID
 from shadowmmu.pgtable.context import M_PENDING, M_REFCNT

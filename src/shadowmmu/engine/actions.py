@@ -19,9 +19,11 @@ from shadowmmu.events.schema import (
     HOST_WRITE,
     HUGEPAGE,
     IDLE,
+    KHUGEPAGED,
     LOG,
     MAP_GUEST,
     MERGEABLE,
+    MIGRATE,
     MMAP,
     MPROTECT,
     MUNMAP,
@@ -70,6 +72,7 @@ from shadowmmu.host.advise import (
     plan_mprotect,
     plan_pageout,
 )
+from shadowmmu.host.background import plan_khugepaged, plan_migrate
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import (
     GIGA_SIZE,
@@ -83,7 +86,7 @@ from shadowmmu.host.layout import (
     R_RESUME,
 )
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
-from shadowmmu.host.tables import translate
+from shadowmmu.host.tables import region_end, translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
 from shadowmmu.kvm.interleave import end_hold
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
@@ -337,6 +340,10 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
         return plan_mprotect(s, hva, size, I64(prot))
     if kind == COLLAPSE:
         return plan_collapse(s, hva, size)
+    if kind == MIGRATE:
+        return plan_migrate(s, hva, size)
+    if kind == KHUGEPAGED:
+        return plan_khugepaged(s, hva)
     if kind == PAGEOUT:
         return plan_pageout(s, hva, size)
     if kind == HUGEPAGE:
@@ -353,8 +360,12 @@ def host_action(s: State, kind: int, op: Words) -> int:
     """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
     if kind == HOST_WRITE:
         return host_write(s, op)
-    start = host_address(op[A])
-    end = start + op[B]
+    if kind == KHUGEPAGED:
+        start = HVA_BASE
+        end = region_end(s)
+    else:
+        start = host_address(op[A])
+        end = start + op[B]
     if s.regs[G_CURSOR] != ZERO:
         start = s.regs[G_CURSOR]
     steps = plan_action(s, kind, start, end - start, op[C])

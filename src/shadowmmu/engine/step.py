@@ -28,7 +28,9 @@ from shadowmmu.events.schema import (
     GAP,
     GETLOG,
     IDLEGET,
+    KHUGEPAGED,
     MARK,
+    MIGRATE,
     PAGEMAP,
     PUNCH,
     TEARDOWN,
@@ -123,7 +125,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= PUNCH:
+        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE:
             outcome = host_action(s, kind, operands[i])
         elif kind >= ENTER and kind <= TEARDOWN:
             if kind == ENTER:

@@ -74,6 +74,8 @@ _LIST = (
     _host("mergeable", schema.MERGEABLE),
     _host("pageout", schema.PAGEOUT),
     _host("punch", schema.PUNCH),
+    _host("migrate", schema.MIGRATE),
+    Command("khugepaged", "khugepaged", 0, 0, "after", schema.KHUGEPAGED),
     _host("write", schema.HOST_WRITE),
     _host("ret", schema.HOST_WRITE),
     Command("mprotect", "mprotect CIPA SIZE [rw]", 2, 3, "after", schema.MPROTECT),

@@ -412,7 +412,7 @@ _HANDLERS: dict[str, _Handler] = {
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),
-    **dict.fromkeys(("nop", "getlog", "release"), _bare),
+    **dict.fromkeys(("nop", "getlog", "release", "khugepaged"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
     "vcpu": _vcpu,

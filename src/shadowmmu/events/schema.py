@@ -61,6 +61,8 @@ GETLOG = 33
 SLOT = 34
 IDLE = 35
 IDLEGET = 36
+KHUGEPAGED = 82
+MIGRATE = 83
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
@@ -209,6 +211,8 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(SLOT, "SLOT", "the memslot is deleted or made again", ("0 delete, 1 make",)),
     KindSpec(IDLE, "IDLE", "the host marks pages idle (page_idle)", ("canonical_ipa", "pages")),
     KindSpec(IDLEGET, "IDLEGET", "the host reads which pages are still idle", ("canonical_ipa", "pages")),
+    KindSpec(KHUGEPAGED, "KHUGEPAGED", "khugepaged collapses what it can of the VMM's memory"),
+    KindSpec(MIGRATE, "MIGRATE", "each page of the range moves to another frame (move_pages)", _RANGE),
     KindSpec(
         DUMP,
         "DUMP",

@@ -26,6 +26,7 @@ _BARE = {
     schema.RESET: "reset",
     schema.TEARDOWN: "teardown",
     schema.RELEASE: "release",
+    schema.KHUGEPAGED: "khugepaged",
 }
 
 _INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {

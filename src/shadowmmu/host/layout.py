@@ -68,6 +68,7 @@ E_ZERO: Final = U64(1 << 2)  # the shared (huge) zero page
 E_IDLE: Final = U64(1 << 3)  # the page idle flag of the page's folio
 E_HUGE: Final = U64(1 << 4)  # hpmd only: a 2M leaf
 E_PRESENT: Final = U64(1 << 5)  # always set in a mapped entry
+E_FOLIO: Final = U64(1 << 6)  # hpte only: a page of a 2M folio whose leaf was split
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)

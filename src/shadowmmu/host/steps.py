@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.host.frames import move
 from shadowmmu.host.layout import ONE, R_PLAN_BASE, ZERO
 from shadowmmu.host.tables import (
     change_access,
@@ -46,6 +47,7 @@ CHANGE_ACCESS: Final = U64(12)
 DETACH: Final = U64(13)
 COLLAPSE: Final = U64(14)
 SET_IDLE: Final = U64(15)
+MOVE: Final = U64(16)
 
 OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     NOTIFY_START: ("notify_start", ("start", "end", "blockable"), "mmu_notifier_invalidate_range_start"),
@@ -62,6 +64,7 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     CHANGE_ACCESS: ("change_access", ("start", "end", "flags"), "entries get the access of flags"),
     DETACH: ("detach", ("hva",), "the table of a 2M is taken off"),
     COLLAPSE: ("collapse", ("hva", "flags"), "a huge page takes the place of a detached table"),
+    MOVE: ("move", ("hva",), "a page, huge page or split huge page gets new frames"),
     SET_IDLE: ("set_idle", ("hva", "idle"), "the page idle flag is set or cleared"),
 }
 """Name, operands a, b, c, and meaning of each op. Addresses are host virtual, ends exclusive."""
@@ -119,5 +122,7 @@ def apply_step(s: State, row: int) -> None:
         detach_table(s, a)
     elif op == COLLAPSE:
         collapse(s, a, b)
+    elif op == MOVE:
+        move(s, a)
     elif op == SET_IDLE:
         set_idle(s, a, b != ZERO)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from shadowmmu.compiled import I64, U64, inline, kernel
 from shadowmmu.host.layout import (
     E_ADDRESS,
+    E_FOLIO,
     E_HUGE,
     E_IDLE,
     E_NOT_ACCESS,
@@ -206,7 +207,9 @@ def split_huge(s: State, hva: Word) -> None:
         return
     word = word & E_NOT_HUGE & E_NOT_IDLE
     step = PAGE_SIZE
-    if word & E_ZERO != ZERO:
+    if word & E_ZERO == ZERO:
+        word |= E_FOLIO
+    else:
         word = (word & ~E_ADDRESS) | s.regs[R_ZERO_PAGE]
         step = ZERO
     first = block * PAGES_PER_HUGE

@@ -175,10 +175,20 @@ class Rig:
         memory = max(HOST_MEMORY, vm_memory + HOST_OWN)
         return [
             *(str(self.folder / "qemu"), "-M", MACHINE, "-cpu", CPU, "-smp", "1"),
+            *numa_nodes(memory),
             *("-m", f"{memory >> 20}M", "-icount", "shift=0,sleep=off", "-rtc", "base=2025-01-01,clock=vm"),
             *("-display", "none", "-monitor", "none", "-serial", f"file:{console}", "-no-reboot"),
             *("-kernel", str(self.folder / "Image"), "-initrd", str(initrd), "-append", options),
         ]
+
+
+def numa_nodes(memory: int) -> list[str]:
+    """QEMU's options for two nodes that share ``memory`` bytes; the processor is in the first."""
+    half = f"{memory >> 21}M"
+    return [
+        *("-object", f"memory-backend-ram,id=near,size={half}", "-numa", "node,nodeid=0,memdev=near,cpus=0"),
+        *("-object", f"memory-backend-ram,id=far,size={half}", "-numa", "node,nodeid=1,memdev=far"),
+    ]
 
 
 def qemu_version(folder: Path) -> str:

@@ -1,0 +1,136 @@
+"""What the host does to memory that nobody asked for: migration and khugepaged.
+
+Mirrors ``migrate.c``, ``rmap.c`` and ``khugepaged.c`` of Linux 7.3.4. Each plan is one folio or one 2M;
+``regs[R_RESUME]`` is the address to go on from. Seen on the rig: one migration notifier a base page or a
+huge page, one a VMA for a huge page whose leaf was split; one a collapsed 2M.
+"""
+
+from __future__ import annotations
+
+from shadowmmu.compiled import Word, kernel
+from shadowmmu.host.advise import may_collapse, plan_collapse_blocks
+from shadowmmu.host.cutting import range_end
+from shadowmmu.host.layout import (
+    E_FOLIO,
+    E_HUGE,
+    E_ZERO,
+    EINVAL,
+    HUGE_MASK,
+    HUGE_SIZE,
+    NO_ROWS,
+    ONE,
+    PAGE_SIZE,
+    PAGES_PER_HUGE,
+    PMD_TABLE,
+    R_RESULT,
+    R_RESUME,
+    V_END,
+    V_FLAGS,
+    V_START,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    ZERO,
+)
+from shadowmmu.host.steps import MOVE, put, put_end, put_start
+from shadowmmu.host.tables import block_index, entry_at, in_region
+from shadowmmu.host.vma import find_vma, vma_count
+from shadowmmu.machine.state import State
+
+
+@kernel
+def plan_move_split(s: State, hva: Word) -> int:
+    """Plan moving the split huge page around ``hva``: a notifier for its part in each VMA, in order.
+
+    The kernel moves each part's entries inside that part's notifier and copies after the last; here all
+    happens inside the last one.
+    """
+    block = hva & HUGE_MASK
+    end = block + HUGE_SIZE
+    rows = NO_ROWS
+    count = vma_count(s)
+    row = find_vma(s, NO_ROWS, count, block)
+    last = block
+    while row < count and s.vmas[row, V_START] < end:
+        start = max(block, s.vmas[row, V_START])
+        last = min(end, s.vmas[row, V_END])
+        rows = put_start(s, rows, start, last)
+        if s.vmas[row, V_END] >= end or row + 1 == count or s.vmas[row + 1, V_START] >= end:
+            rows = put(s, rows, MOVE, hva, ZERO, ZERO)
+        rows = put_end(s, rows, start, last)
+        row += 1
+    return rows
+
+
+@kernel
+def plan_migrate(s: State, hva: Word, size: Word) -> int:
+    """Plan move_pages of [hva, hva + size), the next folio of it: the number of rows.
+
+    Zero pages and hugetlb stay (the rig has no spare hugetlb page to move one to). A huge page in part in
+    the range moves whole, and the plan goes on behind it. ``-EINVAL`` off the page grid.
+    Mirrors ``try_to_migrate_one``. Of a split huge page of which some was unmapped already, Linux may split
+    the folio first: read, left out.
+    """
+    s.regs[R_RESUME] = ZERO
+    end = range_end(hva, size)
+    if end == ZERO:
+        return -EINVAL
+    here = hva
+    count = vma_count(s)
+    while here < end and in_region(s, here):
+        word = entry_at(s, here)
+        block = here & HUGE_MASK
+        following = here + PAGE_SIZE
+        if word & (E_HUGE | E_FOLIO) != ZERO:
+            following = block + HUGE_SIZE
+        row = find_vma(s, NO_ROWS, count, here)
+        if word != ZERO and word & E_ZERO == ZERO and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
+            if following < end:
+                s.regs[R_RESUME] = following
+            if word & E_FOLIO != ZERO:
+                return plan_move_split(s, here)
+            start = block if word & E_HUGE != ZERO else here
+            rows = put_start(s, NO_ROWS, start, following)
+            rows = put(s, rows, MOVE, here, ZERO, ZERO)
+            return put_end(s, rows, start, following)
+        here = following
+    return 0
+
+
+@kernel
+def worth_collapsing(s: State, block: Word) -> bool:
+    """Whether the 2M has a table that maps a page that is not the zero page (``collapse_scan_pmd``).
+
+    Every page counts as referenced; ``max_ptes_none`` is its default, 511.
+    """
+    first = block_index(block)
+    if s.hpmd[first] != PMD_TABLE:
+        return False
+    for page in range(first * PAGES_PER_HUGE, (first + 1) * PAGES_PER_HUGE):
+        word = s.hpte[page]
+        if word != ZERO and word & E_ZERO == ZERO:
+            return True
+    return False
+
+
+@kernel
+def plan_khugepaged(s: State, hva: Word) -> int:
+    """Plan khugepaged's next collapse at ``hva`` or above: four rows, or none when nothing is left.
+
+    Only VMAs advised MADV_HUGEPAGE (THP=madvise). Mirrors ``collapse_scan_mm_slot``.
+    """
+    s.regs[R_RESUME] = ZERO
+    s.regs[R_RESULT] = ZERO
+    count = vma_count(s)
+    row = find_vma(s, NO_ROWS, count, hva)
+    while row < count:
+        if s.vmas[row, V_FLAGS] & VM_HUGEPAGE != ZERO and may_collapse(s, row):
+            block = (max(hva, s.vmas[row, V_START]) + HUGE_SIZE - ONE) & HUGE_MASK
+            while block + HUGE_SIZE <= s.vmas[row, V_END]:
+                if worth_collapsing(s, block):
+                    rows = plan_collapse_blocks(s, NO_ROWS, block, block + HUGE_SIZE, s.vmas[row, V_FLAGS])
+                    if s.regs[R_RESUME] == ZERO:
+                        s.regs[R_RESUME] = block + HUGE_SIZE
+                    return rows
+                block += HUGE_SIZE
+        row += 1
+    return 0

@@ -1,0 +1,68 @@
+"""Giving mapped pages other frames: what migration does to the host's page tables and to contents.
+
+A huge page whose leaf was split stays one folio: its pages carry ``E_FOLIO`` and move together.
+"""
+
+from __future__ import annotations
+
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_HUGE, ZERO
+from shadowmmu.host.tables import block_index, fresh_huge, fresh_page, page_index
+from shadowmmu.machine.frames import data_frame
+from shadowmmu.machine.state import State
+
+
+@inline
+def readdressed(word: Word, pa: Word) -> Word:
+    """Leaf ``word`` with another frame."""
+    return (word & ~E_ADDRESS) | pa
+
+
+@kernel
+def move_content(s: State, source: Word, target: Word) -> None:
+    """The page at data address ``target`` holds what the one at ``source`` held, which holds nothing."""
+    old = I64(data_frame(s, source))
+    s.content[I64(data_frame(s, target))] = s.content[old]
+    s.content[old] = ZERO
+
+
+@kernel
+def move_huge(s: State, block: int) -> None:
+    """New frames for the huge page that the leaf of ``block`` maps."""
+    word = s.hpmd[block]
+    source = word & E_ADDRESS
+    target = fresh_huge(s)
+    s.hpmd[block] = readdressed(word, target)
+    for _ in range(PAGES_PER_HUGE):
+        move_content(s, source, target)
+        source += PAGE_SIZE
+        target += PAGE_SIZE
+
+
+@kernel
+def move_split(s: State, block: int) -> None:
+    """New frames, side by side, for what is still mapped of the split huge page in ``block``."""
+    base = fresh_huge(s)
+    for page in range(PAGES_PER_HUGE):
+        word = s.hpte[block * PAGES_PER_HUGE + page]
+        if word & E_FOLIO != ZERO:
+            target = base + (U64(page) << PAGE_SHIFT)
+            move_content(s, word & E_ADDRESS, target)
+            s.hpte[block * PAGES_PER_HUGE + page] = readdressed(word, target)
+
+
+@kernel
+def move(s: State, hva: Word) -> None:
+    """New frames for the folio mapped at ``hva``. Mirrors ``migrate_folio`` between its two rmap walks."""
+    block = block_index(hva)
+    if s.hpmd[block] & E_HUGE != ZERO:
+        move_huge(s, block)
+        return
+    page = page_index(hva)
+    word = s.hpte[page]
+    if word & E_FOLIO != ZERO:
+        move_split(s, block)
+        return
+    target = fresh_page(s)
+    move_content(s, word & E_ADDRESS, target)
+    s.hpte[page] = readdressed(word, target)

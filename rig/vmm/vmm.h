@@ -9,7 +9,7 @@
 struct vm {
 	int kvm, fd, vcpu, second, vcpus;
 	char *ram;
-	u64 ram_size, slot_flags;
+	u64 ram_size, slot_flags, page;		/* page: bytes of a page of L0 */
 	struct kvm_run *run;
 	struct mailbox *mailbox;
 };

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shadowmmu.events import schema
 from shadowmmu.events.commands import HOST_COMMAND
-from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCR, Scenario
+from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCRS, Scenario
 from shadowmmu.events.words import (
     AT_OPERATIONS,
     attribute_letters,
@@ -12,6 +12,7 @@ from shadowmmu.events.words import (
     register_word,
     size_word,
 )
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
@@ -75,8 +76,10 @@ def write_script(scenario: Scenario) -> str:
     lines = [f"mem {scenario.memory_bytes}"]
     if scenario.vcpus != 1:
         lines.append(f"vcpus {scenario.vcpus}")
+    if scenario.granule != DEFAULT_GRANULE:
+        lines.append(f"granule {scenario.granule}")
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
-    vtcr, code = DEFAULT_VTCR, CODE_NESTED
+    vtcr, code = DEFAULT_VTCRS[scenario.granule], CODE_NESTED
     events = scenario.events
     columns = (events["kind"].tolist(), events["c"].tolist(), events["e"].tolist())
     for index, (kind, c, e) in enumerate(zip(*columns, strict=True)):

@@ -26,7 +26,8 @@ from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget, design_prepare, design_record
 from shadowmmu.designs.interface import CAUSE_REPLACED
 from shadowmmu.host.fault import plan_touch
-from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
+from shadowmmu.host.geometry import huge_size, page_size
+from shadowmmu.host.layout import V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
 from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.kvm.layout import (
@@ -161,8 +162,8 @@ def vma_page_size(s: State, hva: Word) -> Word:
     count = vma_count(s)
     row = find_vma(s, 0, count, hva)
     if row < count and s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-        return HUGE_SIZE
-    return PAGE_SIZE
+        return huge_size(s)
+    return page_size(s)
 
 
 class Sizes(NamedTuple):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import SHIFT_4K, TG0_MASK, TG0_SHIFT, granule_shift
+from shadowmmu.arch.regime import SHIFT_4K
 from shadowmmu.arch.stage2 import VALID
 from shadowmmu.arch.tlbi import ipas2_address, ipas2_ttl, ripas2_range, ttl_size
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget
 from shadowmmu.designs.interface import CAUSE_INVALIDATED
+from shadowmmu.kvm.granule import guest_page_shift
 from shadowmmu.kvm.layout import ONE, V_VTTBR, ZERO
 from shadowmmu.kvm.pool import VMID_SHIFT, wipe_shadow
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
@@ -110,7 +111,7 @@ def ipas2_size(s: State, mmu: int, operand: Word) -> Word:
     size = ttl_size(ipas2_ttl(operand))
     if size != ZERO:
         return size
-    page_shift = granule_shift((s.mmus[mmu, M_VTCR] >> TG0_SHIFT) & TG0_MASK)
+    page_shift = guest_page_shift(s, s.mmus[mmu, M_VTCR])
     size = tagged_size(s, mmu, ipas2_address(operand), page_shift)
     return size if size != ZERO else widest_size(page_shift)
 

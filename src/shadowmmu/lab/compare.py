@@ -85,7 +85,7 @@ def kernel_jobs(options: CompareOptions) -> Iterator[Job]:
         raise InputError(f"read kernel run {error}, expected one of {known}") from None
     for run in runs:
         scenario = parse_scenario(run.scenario_text(), run.name)
-        machine = Machine(ipa_limit_bits=run.ipa_limit_bits)
+        machine = Machine(ipa_limit_bits=run.ipa_limit_bits, granule=scenario.granule)
         yield Job(scenario, "kernel", machine, options.judge or "always", run)
 
 

@@ -136,7 +136,8 @@ def replay_logged(run: Run) -> Executor:
     Raises ScenarioError for a script of another language, UndeterminedError when an access makes no progress.
     """
     scenario = parse_scenario(run.scenario_text(), run.name)
-    executor = Executor(scenario, "sweep", Machine(ipa_limit_bits=run.ipa_limit_bits, logged=True))
+    machine = Machine(ipa_limit_bits=run.ipa_limit_bits, granule=scenario.granule, logged=True)
+    executor = Executor(scenario, "sweep", machine)
     executor.run()
     return executor
 

@@ -60,6 +60,7 @@ class Number(IntType):
 
 
 NUMBER: Final = Number()
+GRANULE: Final = click.Choice(["4K", "16K", "64K"])
 
 
 def design_list(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -124,6 +125,7 @@ def cli(debug: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write report.html here.")
 @click.option("--ipa-bits", type=NUMBER, help="IPA limit of the host, for scenarios and storms.")
+@click.option("--granule", type=GRANULE, help="Page size of the host, for scenarios and storms.")
 @click.option("--seed", type=NUMBER, help="Seed of the storm.")
 @click.option("--leaves", type=NUMBER, help="Shadow leaves of the storm, over all its MMUs.")
 @click.option("--notifiers", type=NUMBER, help="Notifiers of the storm.")
@@ -220,8 +222,11 @@ def save_witness(witnesses: Any) -> None:
     show_default=True,
     help="After which events to look.",
 )
+@click.option("--granule", type=GRANULE, default="4K", show_default=True, help="Page size of the host.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str, as_json: bool) -> None:
+def run(
+    scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str, granule: str, as_json: bool
+) -> None:
     """Execute one SCENARIO and print its dumps, events, counters and verdict."""
     from shadowmmu.lab.replay import run_scenario
 
@@ -231,6 +236,7 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
         ipa_limit_bits=ipa_bits,
         show_events=events,
         judge_mode=judge_mode,
+        granule=granule,
     )
     show_transcript(transcript, as_json)
     verdict = transcript.verdict
@@ -247,6 +253,7 @@ def run(scenario: str, design: str, ipa_bits: int, events: bool, judge_mode: str
 @click.option("--at", metavar="LABEL|LINE", help="Stop after this dump, mark or line; at the end by default.")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
+@click.option("--granule", type=GRANULE, default="4K", show_default=True, help="Page size of the host.")
 @click.option("--context", "as_context", is_flag=True, help="SOURCE holds registers and memory.")
 @click.option("--operation", metavar="NAME", help="With --context: 'AT S12E1R', 'load at EL0', ...")
 @click.option("--set", "settings", multiple=True, metavar="REGISTER=VALUE", help="With --context: override.")
@@ -258,6 +265,7 @@ def walk(
     at: str | None,
     design: str,
     ipa_bits: int,
+    granule: str,
     as_context: bool,
     operation: str | None,
     settings: tuple[str, ...],
@@ -276,7 +284,9 @@ def walk(
     from shadowmmu.lab.explain import walk_report
 
     scenario = read_source(source)
-    transcript = walk_report(scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
+    transcript = walk_report(
+        scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits, granule=granule
+    )
     show_transcript(transcript, as_json)
 
 

@@ -10,7 +10,6 @@ from shadowmmu.host.advise import plan_advise, plan_collapse, plan_mprotect
 from shadowmmu.host.layout import (
     EINVAL,
     ENOMEM,
-
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,

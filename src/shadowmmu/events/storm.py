@@ -23,26 +23,46 @@ from shadowmmu.events.schema import (
     Scenario,
 )
 from shadowmmu.events.words import attributes
+from shadowmmu.machine.granule import DEFAULT_GRANULE, block_bytes, leaf_bytes, page_bytes, page_shift_of
 
-PAGE = 1 << 12
-BLOCK = 1 << 21
-REGION = 1 << 30
-LEVEL = {PAGE: 3, BLOCK: 2}
-"""Guest stage-2 level by leaf size."""
-
-DEFAULT_SIZES: Mapping[int, float] = {PAGE: 0.98, BLOCK: 0.02}
+PAGE = page_bytes(DEFAULT_GRANULE)
+BLOCK = block_bytes(DEFAULT_GRANULE)
+BLOCKS = 0.02
+"""Share of the leaves that are blocks with the 4K granule; with another, blocks have that share of the bytes."""
 
 TABLE_POOL = 0x4010_0000
 """Canonical IPA from which L1 of the rig takes its table pages, one after the other (``POOL_PA``)."""
 
 LOWEST_DATA = 0x4100_0000
 NESTED_FIRST = 0x4000_0000
-NESTED_BITS = 39
-"""Nested IPA bits under the default VTCR_EL2."""
-
 CANONICAL_BITS = 48
 
 Column = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The leaf sizes of a granule: page and block, and what a level 2 table covers."""
+
+    granule: str
+    page: int
+    block: int
+    region: int
+
+    @classmethod
+    def of(cls, granule: str) -> Sizes:
+        """Those of a granule. Raises ValueError for a name that is no granule."""
+        shift = page_shift_of(granule)
+        return cls(granule, *(leaf_bytes(shift, level) for level in (3, 2, 1)))
+
+    def level(self, leaf_size: int) -> int:
+        """Guest stage-2 level of a leaf."""
+        return 3 if leaf_size == self.page else 2
+
+    def shares(self) -> dict[int, float]:
+        """Weights of the leaf sizes where none are given."""
+        blocks = BLOCKS * (BLOCK // PAGE) / (self.block // self.page)
+        return {self.page: 1 - blocks, self.block: blocks}
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Runs:
 class _Machine:
     """Everything placed: the runs of each MMU by leaf size, the roots, and the data areas by leaf size."""
 
+    sizes: Sizes
     runs: list[list[Runs]]
     roots: list[int]
     areas: dict[int, tuple[int, int]]
@@ -75,17 +96,19 @@ class _Machine:
 def storm(
     mmus: int = 4,
     leaves: int = 1_000_000,
-    leaf_sizes: Mapping[int, float] = DEFAULT_SIZES,
+    leaf_sizes: Mapping[int, float] | None = None,
     cluster: float = 64,
     alias_rate: float = 0.0,
     notifiers: int = 8,
-    notifier_bytes: int = PAGE,
+    notifier_bytes: int | None = None,
     refault: str | float = "all",
     seed: int = 1,
+    granule: str = DEFAULT_GRANULE,
 ) -> Scenario:
     """A notifier storm over ``mmus`` shadow MMUs with ``leaves`` leaves altogether; O(leaves / cluster).
 
-    ``leaf_sizes`` weighs the leaf sizes (4096 and 2 MiB) by number of leaves; ``cluster`` is the mean length
+    ``granule`` is the page size of the host and of L1's tables; ``leaf_sizes`` weighs the leaf sizes (4096
+    and 2 MiB with 4K) by number of leaves; ``cluster`` is the mean length
     of a run of leaves (geometric); ``alias_rate`` is the chance that a run starts at a canonical place where
     another run of the same MMU starts too. L1 makes one root an MMU (VMIDs from 1), the host writes all the
     data first, 2 MiB leaves lie over an area advised for huge pages, and L2 writes every leaf once. Then
@@ -93,15 +116,18 @@ def storm(
     writes all leaves (``refault`` ``"all"``) or those of that fraction of the runs in every MMU.
 
     The same arguments give the same events. Raises ValueError for arguments out of range and for layouts
-    that do not fit 39 bits of nested IPA or 48 bits of canonical IPA.
+    that do not fit the nested IPAs of the default VTCR_EL2 (39 bits; 36 with 16K) or 48 bits of canonical IPA.
     """
-    fraction = _checked(mmus, leaves, leaf_sizes, cluster, alias_rate, notifiers, notifier_bytes, refault)
+    sizes = Sizes.of(granule)
+    shares = sizes.shares() if leaf_sizes is None else leaf_sizes
+    taken = sizes.page if notifier_bytes is None else notifier_bytes
+    fraction = _checked(mmus, leaves, sizes, shares, cluster, alias_rate, notifiers, taken, refault)
     random = np.random.default_rng(seed)
     per_mmu = [leaves // mmus + (k < leaves % mmus) for k in range(mmus)]
-    drawn = [_draw_mmu(random, count, leaf_sizes, cluster, alias_rate) for count in per_mmu]
-    machine = _laid_out(drawn)
+    drawn = [_draw_mmu(random, count, sizes, shares, cluster, alias_rate) for count in per_mmu]
+    machine = _laid_out(drawn, sizes)
     end = max(stop for _, stop in machine.areas.values())
-    end += -end % BLOCK
+    end += -end % sizes.block
     bits = max(schema.DEFAULT_VM_IPA_BITS, (end - 1).bit_length())
     if bits > CANONICAL_BITS:
         raise ValueError(f"the data ends at canonical IPA {end:#x}, above {CANONICAL_BITS} bits")
@@ -110,7 +136,7 @@ def storm(
     _fill(table, machine)
     for k in range(notifiers):
         table.append(schema.MARK, k + 1)
-        _notify(table, random, machine, notifier_bytes, end)
+        _notify(table, random, machine, taken, end)
         _refault(table, random, machine, fraction)
     return Scenario(
         name=f"storm-{mmus}x{leaves // mmus}-seed{seed}",
@@ -119,6 +145,7 @@ def storm(
         vcpus=(mmus + 1) // 2,
         backing="base",
         vm_ipa_bits=0 if bits == schema.DEFAULT_VM_IPA_BITS else bits,
+        granule=granule,
         labels=tuple(labels),
     )
 
@@ -126,6 +153,7 @@ def storm(
 def _checked(
     mmus: int,
     leaves: int,
+    sizes: Sizes,
     leaf_sizes: Mapping[int, float],
     cluster: float,
     alias_rate: float,
@@ -139,16 +167,23 @@ def _checked(
     if leaves < mmus:
         raise ValueError(f"leaves is {leaves}, expected at least one an MMU")
     weights = list(leaf_sizes.values())
-    if not set(leaf_sizes) <= set(LEVEL) or not weights or min(weights) < 0 or not 0 < sum(weights) < np.inf:
-        raise ValueError(f"leaf_sizes is {dict(leaf_sizes)}, expected weights for 4096 and 2097152")
+    if (
+        not set(leaf_sizes) <= {sizes.page, sizes.block}
+        or not weights
+        or min(weights) < 0
+        or not 0 < sum(weights) < np.inf
+    ):
+        raise ValueError(
+            f"leaf_sizes is {dict(leaf_sizes)}, expected weights for {sizes.page} and {sizes.block}"
+        )
     if not cluster >= 1:
         raise ValueError(f"cluster is {cluster}, expected at least 1")
     if not 0 <= alias_rate < 1:
         raise ValueError(f"alias_rate is {alias_rate}, expected 0 to below 1")
     if notifiers < 0:
         raise ValueError(f"notifiers is {notifiers}, expected 0 or more")
-    if notifier_bytes <= 0 or notifier_bytes % PAGE:
-        raise ValueError(f"notifier_bytes is {notifier_bytes}, expected a multiple of {PAGE}")
+    if notifier_bytes <= 0 or notifier_bytes % sizes.page:
+        raise ValueError(f"notifier_bytes is {notifier_bytes}, expected a multiple of {sizes.page}")
     fraction = 1.0 if refault == "all" else refault
     if isinstance(fraction, str) or not 0 <= fraction <= 1:
         raise ValueError(f"refault is {refault!r}, expected 'all' or 0 to 1")
@@ -158,23 +193,25 @@ def _checked(
 def _draw_mmu(
     random: np.random.Generator,
     leaves: int,
+    sizes: Sizes,
     leaf_sizes: Mapping[int, float],
     cluster: float,
     alias_rate: float,
 ) -> list[Runs]:
     """The runs of one MMU, canonical places relative to each size's area. Pages first, then blocks."""
-    blocks = round(leaves * leaf_sizes.get(BLOCK, 0.0) / sum(leaf_sizes.values()))
+    blocks = round(leaves * leaf_sizes.get(sizes.block, 0.0) / sum(leaf_sizes.values()))
     nested_ipa = NESTED_FIRST
     drawn = []
-    for leaf_size, count in ((PAGE, leaves - blocks), (BLOCK, blocks)):
+    for leaf_size, count in ((sizes.page, leaves - blocks), (sizes.block, blocks)):
         if not count:
             continue
         nested_ipa += -nested_ipa % leaf_size
         runs = _draw_runs(random, leaf_size, count, cluster, alias_rate, nested_ipa)
         nested_ipa = int((runs.nested_ipa + runs.bytes).max())
         drawn.append(runs)
-    if nested_ipa > 1 << NESTED_BITS:
-        raise ValueError(f"an MMU needs nested IPAs up to {nested_ipa:#x}, above {NESTED_BITS} bits")
+    bits = schema.NESTED_BITS[sizes.granule]
+    if nested_ipa > 1 << bits:
+        raise ValueError(f"an MMU needs nested IPAs up to {nested_ipa:#x}, above {bits} bits")
     return drawn
 
 
@@ -220,15 +257,16 @@ def _spaced(random: np.random.Generator, count: Column) -> Column:
     return starts
 
 
-def _tables(runs: list[Runs]) -> int:
-    """Table pages that L1 takes for one MMU: the root, level 2 by 1 GiB, level 3 by 2 MiB of pages."""
+def _tables(runs: list[Runs], sizes: Sizes) -> int:
+    """Table pages that L1 takes for one MMU: the root, level 3 by 2 MiB of pages, with 4K level 2 by 1 GiB."""
     code = np.array([CODE_NESTED], np.uint64)
-    regions, blocks = [code // np.uint64(REGION)], [code // np.uint64(BLOCK)]
+    regions, blocks = [code // np.uint64(sizes.region)], [code // np.uint64(sizes.block)]
     for r in runs:
-        regions.append(_touched(r, REGION))
-        if r.leaf_size == PAGE:
-            blocks.append(_touched(r, BLOCK))
-    return 1 + sum(len(np.unique(np.concatenate(parts))) for parts in (regions, blocks))
+        regions.append(_touched(r, sizes.region))
+        if r.leaf_size == sizes.page:
+            blocks.append(_touched(r, sizes.block))
+    below_root = (regions, blocks) if sizes.granule == DEFAULT_GRANULE else (blocks,)
+    return 1 + sum(len(np.unique(np.concatenate(parts))) for parts in below_root)
 
 
 def _touched(runs: Runs, unit: int) -> Column:
@@ -240,18 +278,18 @@ def _touched(runs: Runs, unit: int) -> Column:
     return np.repeat(first, pieces) + (np.arange(len(before)) - before).astype(np.uint64)
 
 
-def _laid_out(drawn: list[list[Runs]]) -> _Machine:
+def _laid_out(drawn: list[list[Runs]], sizes: Sizes) -> _Machine:
     """Place tables, then the data of each leaf size, MMU after MMU, in canonical memory."""
     roots = []
     tables = 0
     for runs in drawn:
-        roots.append(TABLE_POOL + tables * PAGE)
-        tables += _tables(runs)
-    at = LOWEST_DATA + tables * PAGE
+        roots.append(TABLE_POOL + tables * sizes.page)
+        tables += _tables(runs, sizes)
+    at = LOWEST_DATA + tables * sizes.page
     areas: dict[int, tuple[int, int]] = {}
     placed: list[list[Runs]] = [[] for _ in drawn]
-    for leaf_size in (PAGE, BLOCK):
-        at += -at % BLOCK
+    for leaf_size in (sizes.page, sizes.block):
+        at += -at % sizes.block
         first = at
         for k, runs in enumerate(drawn):
             for r in runs:
@@ -261,22 +299,22 @@ def _laid_out(drawn: list[list[Runs]]) -> _Machine:
                     at = int((canonical_ipa + r.bytes).max())
         if at > first:
             areas[leaf_size] = (first, at)
-    return _Machine(placed, roots, areas)
+    return _Machine(sizes, placed, roots, areas)
 
 
 def _fill(table: EventTable, machine: _Machine) -> None:
     """The host writes the data, L1 maps it, L2 touches all of it once, MMU after MMU."""
     for leaf_size, (first, stop) in machine.areas.items():
-        if leaf_size == BLOCK:
+        if leaf_size == machine.sizes.block:
             table.append(schema.HUGEPAGE, first, stop - first)
         table.append(schema.HOST_WRITE, first, stop - first)
     table.append(schema.MARK, 0)
     bits = attributes("rw")
     for k, runs in enumerate(machine.runs):
-        table.append(schema.SET_STAGE2, 0, k + 1, schema.DEFAULT_VTCR)
-        table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, PAGE, 3, attributes("rx"))
+        table.append(schema.SET_STAGE2, 0, k + 1, schema.DEFAULT_VTCRS[machine.sizes.granule])
+        table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, machine.sizes.page, 3, attributes("rx"))
         for r in runs:
-            level = LEVEL[r.leaf_size]
+            level = machine.sizes.level(r.leaf_size)
             table.extend(schema.MAP_GUEST, a=r.nested_ipa, b=r.canonical_ipa, c=r.bytes, d=level, e=bits)
         for r in runs:
             _touch(table, r, np.ones(len(r.count), np.bool_))
@@ -304,8 +342,9 @@ def _notify(
     runs = everything[int(random.choice(len(everything), p=weights / weights.sum()))]
     leaf = int(random.integers(int(runs.count.sum())))
     run = int(np.searchsorted(np.cumsum(runs.count), leaf, side="right"))
-    page = int(random.integers(int(runs.bytes[run]) // PAGE))
-    canonical_ipa = int(runs.canonical_ipa[run]) + page * PAGE
+    page_size = machine.sizes.page
+    page = int(random.integers(int(runs.bytes[run]) // page_size))
+    canonical_ipa = int(runs.canonical_ipa[run]) + page * page_size
     canonical_ipa -= canonical_ipa % notifier_bytes
     lowest = min(first for first, _ in machine.areas.values())
     canonical_ipa = max(lowest, min(canonical_ipa, end - notifier_bytes))
@@ -319,6 +358,7 @@ def _refault(table: EventTable, random: np.random.Generator, machine: _Machine, 
     if not fraction:
         return
     for k, runs in enumerate(machine.runs):
-        table.append(schema.SET_STAGE2, machine.roots[k], k + 1, schema.DEFAULT_VTCR)
+        vtcr = schema.DEFAULT_VTCRS[machine.sizes.granule]
+        table.append(schema.SET_STAGE2, machine.roots[k], k + 1, vtcr)
         for r in runs:
             _touch(table, r, random.random(len(r.count)) < fraction)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Final
@@ -27,6 +27,7 @@ from shadowmmu.lab.agreement import compare_with_kernel
 from shadowmmu.lab.costs import load_cost_model
 from shadowmmu.lab.measure import measure, run_judged
 from shadowmmu.lab.results import CompareOptions, Comparison, DesignResult, RunKind, ScenarioSource
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 DEFAULT_LEAVES: Final = 1_000_000
 DEFAULT_NOTIFIERS: Final = 3
@@ -93,8 +94,9 @@ def scenario_jobs(options: CompareOptions, sources: list[ScenarioSource]) -> Ite
     """Scenarios without a recorded answer."""
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     for source in sources:
-        scenario = parse_scenario(source.text, source.name)
-        yield Job(scenario, "scenario", Machine(ipa_limit_bits=bits), options.judge or "always")
+        scenario = parse_scenario(source.text, source.name, granule=options.granule or DEFAULT_GRANULE)
+        machine = Machine(ipa_limit_bits=bits, granule=scenario.granule)
+        yield Job(scenario, "scenario", machine, options.judge or "always")
 
 
 def storm_jobs(options: CompareOptions) -> Iterator[Job]:
@@ -104,11 +106,12 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
     leaves = DEFAULT_LEAVES if options.leaves is None else options.leaves
     notifiers = DEFAULT_NOTIFIERS if options.notifiers is None else options.notifiers
     try:
-        scenario = storm(mmus=STORM_MMUS, leaves=leaves, notifiers=notifiers, seed=seed)
+        granule = options.granule or DEFAULT_GRANULE
+        scenario = storm(mmus=STORM_MMUS, leaves=leaves, notifiers=notifiers, seed=seed, granule=granule)
     except ValueError as error:
         raise InputError(f"storm: {error}") from None
     for limit in (bits,) if bits else STORM_IPA_BITS:
-        machine = Machine(ipa_limit_bits=limit, frames=STORM_FRAMES)
+        machine = Machine(ipa_limit_bits=limit, granule=granule, frames=STORM_FRAMES)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 
@@ -120,7 +123,7 @@ def jobs(options: CompareOptions) -> Iterator[Job]:
     if options.only != "storm":
         yield from kernel_jobs(options)
         if not options.runs:
-            yield from scenario_jobs(options, bundled_scenarios())
+            yield from scenario_jobs(replace(options, granule=None), bundled_scenarios())
     if options.only != "kernel" and not options.runs:
         yield from storm_jobs(options)
 
@@ -144,7 +147,7 @@ def conditions(options: CompareOptions) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "storm": f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
-        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of 4K, all touched again after each",
+        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of a page ({options.granule or DEFAULT_GRANULE}), all touched again after each",
         "seed": str(DEFAULT_SEED if options.seed is None else options.seed),
         "modelled time": f"{costs.name}, {costs.unit}",
         "measured time": "this machine, compiled loop from the first notifier to the end, once",

@@ -16,6 +16,7 @@ from shadowmmu.lab.costs import load_cost_model
 from shadowmmu.lab.measure import Measured, measure
 from shadowmmu.lab.results import ScenarioSource, Transcript
 from shadowmmu.machine.counters import counter_names
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 from shadowmmu.verify.judge import Judge, judge_points
 
 DEFAULT_IPA_BITS: Final = 48
@@ -28,13 +29,14 @@ def event_line(observed: Observed) -> str:
 
 
 def execute(
-    source: ScenarioSource, design: str, ipa_limit_bits: int, judge_mode: str, log: bool
+    source: ScenarioSource, design: str, ipa_limit_bits: int, judge_mode: str, log: bool, granule: str
 ) -> tuple[Executor, Judge]:
     """Run a scenario to its end, judged. Raises InputError for an unknown design or a bad script."""
     if design not in CATALOGUE:
         raise InputError(f"read design '{design}', expected one of {', '.join(CATALOGUE)}")
-    scenario = parse_scenario(source.text, source.name)
-    executor = Executor(scenario, design, Machine(ipa_limit_bits=ipa_limit_bits, logged=log))
+    scenario = parse_scenario(source.text, source.name, granule=granule)
+    machine = Machine(ipa_limit_bits=ipa_limit_bits, granule=scenario.granule, logged=log)
+    executor = Executor(scenario, design, machine)
     judge = Judge()
     for event in judge_points(executor, judge_mode):
         executor.run(event + 1)
@@ -69,9 +71,13 @@ def run_scenario(
     ipa_limit_bits: int = DEFAULT_IPA_BITS,
     show_events: bool = False,
     judge_mode: str = "always",
+    granule: str = DEFAULT_GRANULE,
 ) -> Transcript:
-    """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict."""
-    executor, judge = execute(source, design, ipa_limit_bits, judge_mode, show_events)
+    """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict.
+
+    ``granule`` is the host's page size where the script does not say it.
+    """
+    executor, judge = execute(source, design, ipa_limit_bits, judge_mode, show_events, granule)
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
     counts = {
@@ -82,6 +88,7 @@ def run_scenario(
     data: dict[str, Any] = {
         "design": design,
         "ipa_limit_bits": ipa_limit_bits,
+        "granule": executor.machine.granule,
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
     }
@@ -89,5 +96,6 @@ def run_scenario(
         data["events"] = [
             {"event": row.event, "name": row.name, **row.fields} for row in read_log(executor.state)
         ]
-    title = f"{source.name} under {design}, {ipa_limit_bits}-bit IPA limit"
+    pages = f", pages of {executor.machine.granule}" if executor.machine.granule != DEFAULT_GRANULE else ""
+    title = f"{source.name} under {design}, {ipa_limit_bits}-bit IPA limit{pages}"
     return Transcript(title=title, lines=lines, data=data, verdict=result.verdict)

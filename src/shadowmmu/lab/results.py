@@ -42,6 +42,7 @@ class CompareOptions:
     runs: tuple[str, ...] = ()
     designs: tuple[str, ...] = ()
     ipa_limit_bits: int | None = None
+    granule: str | None = None
     seed: int | None = None
     leaves: int | None = None
     notifiers: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
+from shadowmmu.arch.fault import READ, WRITE
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 from shadowmmu.events.schema import (
@@ -50,6 +51,7 @@ from shadowmmu.guest.hypervisor import (
     switch_from_l2,
     switch_to_l2,
     table_shift,
+    use_stack,
     wake_l1,
 )
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
@@ -149,9 +151,11 @@ def set_stage2(s: State, vcpu: int, op: Words) -> int:
 @inline
 def map_guest(s: State, vcpu: int, op: Words) -> int:
     """L1 writes the next leaf of a run."""
-    size = guest_leaf(s, vcpu, op[D])
-    offset = s.regs[G_CURSOR] * size
+    if s.regs[G_CURSOR] == ZERO:
+        use_stack(s, vcpu, WRITE)
+    offset = s.regs[G_CURSOR] * guest_leaf(s, vcpu, op[D])
     if offset >= op[C]:
+        use_stack(s, vcpu, READ)
         answer_mailbox(s, vcpu)
         return EVENT_DONE
     window = op[F] if op[F] != ZERO else op[C]
@@ -163,8 +167,11 @@ def map_guest(s: State, vcpu: int, op: Words) -> int:
 @inline
 def unmap_guest(s: State, vcpu: int, op: Words) -> int:
     """L1 clears the next leaf of a run."""
+    if s.regs[G_CURSOR] == ZERO:
+        use_stack(s, vcpu, WRITE)
     offset = s.regs[G_CURSOR] * guest_leaf(s, vcpu, op[C])
     if offset >= op[B]:
+        use_stack(s, vcpu, READ)
         return EVENT_DONE
     set_leaf(s, vcpu, s.regs[G_ROOT], op[A] + offset, ZERO, I64(op[C]), ZERO)
     s.regs[G_CURSOR] += ONE

@@ -299,8 +299,8 @@ class Scenario:
     ``memory_bytes`` of canonical RAM start at ``CANONICAL_RAM``; ``vcpus`` vCPUs give the VM twice as
     many shadow MMUs; ``backing`` is how the VMM advises its memory: ``base`` (no huge pages), ``thp`` or
     ``huge`` (hugetlb); ``e2h0`` makes L1 an nVHE hypervisor; ``vm_ipa_bits`` is the VM's canonical address
-    width, 0 for KVM's default of 40; ``granule`` is the host's page size. ``labels`` are the texts that DUMP and MARK refer to. ``path`` and
-    ``lines`` are the script, if there was one.
+    width, 0 for KVM's default of 40; ``granule`` is the host's page size. ``labels`` are the texts that DUMP
+    and MARK refer to. ``path`` and ``lines`` are the script, if there was one.
     """
 
     name: str

@@ -28,7 +28,7 @@ from shadowmmu.machine.granule import DEFAULT_GRANULE, block_bytes, leaf_bytes, 
 PAGE = page_bytes(DEFAULT_GRANULE)
 BLOCK = block_bytes(DEFAULT_GRANULE)
 BLOCKS = 0.02
-"""Share of the leaves that are blocks with the 4K granule; with another, blocks have that share of the bytes."""
+"""Share of blocks among the leaves with the 4K granule; with another, blocks have the same share of bytes."""
 
 TABLE_POOL = 0x4010_0000
 """Canonical IPA from which L1 of the rig takes its table pages, one after the other (``POOL_PA``)."""
@@ -116,7 +116,8 @@ def storm(
     writes all leaves (``refault`` ``"all"``) or those of that fraction of the runs in every MMU.
 
     The same arguments give the same events. Raises ValueError for arguments out of range and for layouts
-    that do not fit the nested IPAs of the default VTCR_EL2 (39 bits; 36 with 16K) or 48 bits of canonical IPA.
+    that do not fit the nested IPAs of the default VTCR_EL2 (39 bits; 36 with 16K) or 48 bits of canonical
+    IPA.
     """
     sizes = Sizes.of(granule)
     shares = sizes.shares() if leaf_sizes is None else leaf_sizes
@@ -258,7 +259,7 @@ def _spaced(random: np.random.Generator, count: Column) -> Column:
 
 
 def _tables(runs: list[Runs], sizes: Sizes) -> int:
-    """Table pages that L1 takes for one MMU: the root, level 3 by 2 MiB of pages, with 4K level 2 by 1 GiB."""
+    """Table pages L1 takes for one MMU: the root, level 3 by 2 MiB of pages, with 4K level 2 by 1 GiB."""
     code = np.array([CODE_NESTED], np.uint64)
     regions, blocks = [code // np.uint64(sizes.region)], [code // np.uint64(sizes.block)]
     for r in runs:

@@ -117,6 +117,13 @@ def guest_leaf(s: State, vcpu: int, level: Word) -> Word:
 
 
 @kernel
+def use_stack(s: State, vcpu: int, access: int) -> None:
+    """L1 saves registers on its stack, or reads them back, around its work on tables of larger pages."""
+    if table_shift(s.vcpus[vcpu, V_VTCR]) != SHIFT_4K:
+        l1_access(s, vcpu, L1_STACK_PAGE, access, L1_LOOP_PAGE)
+
+
+@kernel
 def clear_page(s: State, vcpu: int, canonical_ipa: Word, size: Word) -> None:
     """L1 zeroes ``size`` bytes within one page of the host."""
     pa = l1_address(s, vcpu, canonical_ipa, WRITE)

@@ -120,10 +120,10 @@ def ipas2_size(s: State, mmu: int, operand: Word) -> Word:
 def unmap_for_guest(s: State, mmu: int, start: Word, size: Word) -> None:
     """Unmap nested [start, start + size) at L1's request.
 
-    A size that is not whole pages of L0 trips a warning, unmaps the page it lies in, and where the
-    invalidation is by range that has no page left (seen on the rig with 16K pages,
-    ``suspicion/ipas2-hint-below-the-page``). What lies beyond the table trips a warning: the walk is refused, but its chunk was begun and its TLB
-    invalidation follows, as seen on the running 7.3.4 (``suspicion/ipas2-tlbi-beyond-limit``).
+    A size that is not whole pages of L0 trips a warning and unmaps the page it lies in (seen on the rig with
+    16K pages, ``suspicion/ipas2-hint-below-the-page``); an invalidation by range then has no page left (read,
+    not seen). What lies beyond the table trips a warning too: the walk is refused, but its chunk was begun
+    and its TLB invalidation follows, as seen on the running 7.3.4 (``suspicion/ipas2-tlbi-beyond-limit``).
     """
     if start + size > input_size(s, mmu):
         observe(s, RANGE, start, size, U64(mmu), ZERO, ZERO)

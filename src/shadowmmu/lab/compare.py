@@ -147,7 +147,8 @@ def conditions(options: CompareOptions) -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {platform.system()}",
         "storm": f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
-        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of a page ({options.granule or DEFAULT_GRANULE}), all touched again after each",
+        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of {options.granule or DEFAULT_GRANULE}, "
+        "all touched again after each",
         "seed": str(DEFAULT_SEED if options.seed is None else options.seed),
         "modelled time": f"{costs.name}, {costs.unit}",
         "measured time": "this machine, compiled loop from the first notifier to the end, once",

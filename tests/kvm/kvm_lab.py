@@ -75,8 +75,9 @@ class Vm:
     """A machine in the middle of a script: ``to(mark)`` runs up to a mark, ``end()`` to the end."""
 
     def __init__(self, script: str, design: str = "sweep", granule: str = "4K", **machine: Any) -> None:
-        settings = {"ipa_limit_bits": TEST_BITS, "logged": True, "granule": granule} | machine
-        self.executor = Executor(read_script(script, granule), design, Machine(**settings))
+        scenario = read_script(script, granule)
+        settings = {"ipa_limit_bits": TEST_BITS, "logged": True, "granule": scenario.granule} | machine
+        self.executor = Executor(scenario, design, Machine(**settings))
 
     @property
     def state(self) -> Any:

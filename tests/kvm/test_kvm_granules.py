@@ -128,7 +128,7 @@ def test_a_hint_below_the_hosts_page_warns_and_takes_the_page(granule: str) -> N
 @pytest.mark.parametrize("granule", LARGER)
 @pytest.mark.parametrize("design", ["sweep", "reverse_table"])
 def test_a_notifier_of_one_page_costs_sweep_the_whole_range(granule: str, design: str) -> None:
-    page = SIZES[granule][0]
+    page, block, _ = SIZES[granule]
     bits = 40 if INTERPRETED else 48
     vm = host(granule, f"map {N:#x} 0x60000000 {8 * page} 3 rw", f"touch w {N:#x} {page} 8", "mark go",
               f"dontneed {0x6000_0000 + page:#x} {page}", backing="base", design=design,

@@ -156,6 +156,15 @@ def shadow_verdict(rows: list[Row], nested_ipa: int, chain: Chain, page_shift: i
     return f"  an access goes to PA {pa:#x}, {agrees}; L1's leaf level in the tag: {tag}"
 
 
+def state_at(source: ScenarioSource, at: str | None, design: str, ipa_limit_bits: int, granule: str) -> State:
+    """The machine of ``source`` when it has run up to ``at``. Raises as ``walk_report``."""
+    scenario = parse_scenario(source.text, source.name, granule=granule)
+    machine = Machine(ipa_limit_bits=ipa_limit_bits, granule=scenario.granule)
+    executor = Executor(scenario, design, machine)
+    executor.run(stop_of(executor, at))
+    return executor.state
+
+
 def walk_report(
     source: ScenarioSource,
     nested_ipa: int,
@@ -176,11 +185,7 @@ def walk_report(
         raise InputError(f"read design '{design}', expected one of {', '.join(CATALOGUE)}")
     if not 0 <= nested_ipa < 1 << ipa_limit_bits:
         raise InputError(f"read nested IPA {nested_ipa:#x}, expected less than 2^{ipa_limit_bits}")
-    scenario = parse_scenario(source.text, source.name, granule=granule)
-    machine = Machine(ipa_limit_bits=ipa_limit_bits, granule=scenario.granule)
-    executor = Executor(scenario, design, machine)
-    executor.run(stop_of(executor, at))
-    state = executor.state
+    state = state_at(source, at, design, ipa_limit_bits, granule)
     row = shadow_of(state, mmu)
     vttbr, vtcr = int(state.mmus[row, M_VTTBR]), int(state.mmus[row, M_VTCR])
     lines = [

@@ -2,7 +2,9 @@
  * A bare-metal L1: a hypervisor that executes one mailbox command for each store to the doorbell.
  *
  * It runs at virtual EL2 with stage 1 off, so every address is a canonical IPA. Its guest stage-2 tables
- * have a 4K granule and three levels (39 bits of nested IPA).
+ * have the granule of VTCR_EL2 and one root page: levels 1 to 3 (39 bits of nested IPA) with 4K pages, 2 to 3
+ * with larger ones. What builds the latter has a page of its own and a stack frame; an L0 of larger pages,
+ * which needs it, cannot tell that page from the two of the image.
  */
 #include "mailbox.h"
 
@@ -58,6 +60,50 @@ static void set_leaf(u64 root, u64 nested_ipa, u64 canonical_ipa, int level, u64
 			*entry = new_table() | 3;
 		}
 		table = *entry & 0xfffffffff000UL;
+	}
+}
+
+#define TG0		(3UL << 14)
+#define LARGE		__attribute__((noinline, section(".large")))
+
+/* Address bits inside a page of the tables that vtcr describes: 16K or 64K. */
+static int large_shift(u64 vtcr)
+{
+	return (vtcr & TG0) == 2UL << 14 ? 14 : 16;
+}
+
+LARGE static u64 new_large_table(u64 vtcr)
+{
+	u64 size = 1UL << large_shift(vtcr), at = (pool + size - 1) & ~(size - 1);
+
+	pool = at + size;
+	for (u64 o = 0; o < size; o += 8)
+		*(volatile u64 *)(at + o) = 0;
+	return at;
+}
+
+/* Write the leaves of [nested_ipa, +size) as map() and unmap() do. */
+LARGE static void fill_large(u64 root, u64 nested_ipa, u64 canonical_ipa, u64 size, u64 level, u64 attributes,
+			     u64 window)
+{
+	u64 vtcr = read_reg(vtcr_el2);
+	int shift = large_shift(vtcr), stride = shift - 3;
+	u64 leaf = 1UL << (level == 3 ? shift : shift + stride), index = (1UL << stride) - 1;
+
+	for (u64 o = 0; o < size; o += leaf) {
+		u64 ipa = nested_ipa + o, table = root, value = (canonical_ipa + o % window) | attributes;
+		volatile u64 *entry = (volatile u64 *)table + (ipa >> (shift + stride) & index);
+
+		if (level == 3) {
+			if ((*entry & 3) != 3) {
+				if (!attributes)
+					continue;
+				*entry = new_large_table(vtcr) | 3;
+			}
+			table = *entry & 0xfffffffff000UL;
+			entry = (volatile u64 *)table + (ipa >> shift & index);
+		}
+		*entry = attributes ? value | (level == 3 ? 3 : 1) : 0;
 	}
 }
 
@@ -202,7 +248,7 @@ void l1_main(void)
 		c.a6 = m->argument[6];
 		switch (command) {
 		case CMD_SET_STAGE2: {			/* (root or 0, VMID, VTCR_EL2) */
-			u64 root = c.a0 ? c.a0 : new_table();
+			u64 root = c.a0 ? c.a0 : c.a2 & TG0 ? new_large_table(c.a2) : new_table();
 
 			write_reg(vtcr_el2, c.a2);
 			write_reg(vttbr_el2, root | (c.a1 << 48));
@@ -225,11 +271,17 @@ void l1_main(void)
 			set_stage1(c.a0, c.a1, vhe);
 			break;
 		case CMD_MAP:
-			map(&c);
+			if (read_reg(vtcr_el2) & TG0)
+				fill_large(c.a0, c.a1, c.a2, c.a3, c.a4, c.a5, c.a6 ? c.a6 : c.a3);
+			else
+				map(&c);
 			m->result[0] = pool;
 			break;
 		case CMD_UNMAP:
-			unmap(&c);
+			if (read_reg(vtcr_el2) & TG0)
+				fill_large(c.a0, c.a1, 0, c.a2, c.a3, 0, c.a2);
+			else
+				unmap(&c);
 			break;
 		case CMD_POKE:				/* (canonical IPA, value) */
 			*(volatile u64 *)c.a0 = c.a1;

@@ -11,7 +11,6 @@
 #define MADV_COLLAPSE	25
 #endif
 #define IDLE_BITMAP	"/sys/kernel/mm/page_idle/bitmap"
-#define PAGE		4096UL
 #define RET_INSTRUCTION	0xd65f03c0U
 
 static const struct { const char *name; int advice; } advices[] = {
@@ -33,7 +32,7 @@ static int apply(const char *what, char *at, u64 canonical_ipa, u64 size, const 
 	if (!strcmp(what, "mprotect"))
 		return mprotect(at, size, (strchr(letters, 'r') ? PROT_READ : 0) |
 					  (strchr(letters, 'w') ? PROT_WRITE : 0));
-	for (u64 o = 0; o < size; o += PAGE) {
+	for (u64 o = 0; o < size; o += vm.page) {
 		if (!strcmp(what, "write"))
 			*(volatile u64 *)(at + o) = canonical_ipa + o;
 		else
@@ -67,7 +66,7 @@ static void over_idle(u64 canonical_ipa, u64 pages, int set)
 	int pagemap = open("/proc/self/pagemap", O_RDONLY), bitmap = open(IDLE_BITMAP, set ? O_WRONLY : O_RDONLY);
 
 	for (u64 i = 0; i < pages; i++) {
-		u64 at = canonical_ipa + i * PAGE, frame = frame_word(pagemap, at), bits;
+		u64 at = canonical_ipa + i * vm.page, frame = frame_word(pagemap, at), bits;
 		long r;
 
 		if (!(frame >> 63))

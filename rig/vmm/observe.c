@@ -83,7 +83,7 @@ u64 frame_word(int pagemap, u64 canonical_ipa)
 {
 	u64 word = 0, hva = (u64)vm.ram + canonical_ipa - RAM_BASE;
 
-	if (pread(pagemap, &word, 8, hva / 4096 * 8) != 8)
+	if (pread(pagemap, &word, 8, hva / vm.page * 8) != 8)
 		die("pagemap");
 	return word;
 }
@@ -93,10 +93,10 @@ void show_pagemap(u64 canonical_ipa, u64 pages)
 	int fd = open("/proc/self/pagemap", O_RDONLY);
 
 	for (u64 i = 0; i < pages; i++) {
-		u64 at = canonical_ipa + i * 4096, word = frame_word(fd, at);
+		u64 at = canonical_ipa + i * vm.page, word = frame_word(fd, at);
 
 		if (word >> 63)
-			printf("pagemap cipa=%#lx hpa=%#lx\n", at, (word & ((1UL << 55) - 1)) << 12);
+			printf("pagemap cipa=%#lx hpa=%#lx\n", at, (word & ((1UL << 55) - 1)) * vm.page);
 		else
 			printf("pagemap cipa=%#lx none\n", at);
 	}
@@ -105,7 +105,7 @@ void show_pagemap(u64 canonical_ipa, u64 pages)
 
 void show_dirty_log(void)
 {
-	u64 pages = vm.ram_size / 4096, total = 0, *bitmap = calloc(1, pages / 8 + 8), begun = now();
+	u64 pages = vm.ram_size / vm.page, total = 0, *bitmap = calloc(1, pages / 8 + 8), begun = now();
 	struct kvm_dirty_log log = { .slot = 0, .dirty_bitmap = bitmap };
 
 	checked_ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log, "GET_DIRTY_LOG");
@@ -113,7 +113,7 @@ void show_dirty_log(void)
 	printf("dirty:");
 	for (u64 i = 0; i < pages; i++)
 		if (bitmap[i / 64] >> (i % 64) & 1 && ++total <= MOST_DIRTY)
-			printf(" %#lx", RAM_BASE + i * 4096);
+			printf(" %#lx", RAM_BASE + i * vm.page);
 	printf(" total=%lu\n", total);
 	free(bitmap);
 }

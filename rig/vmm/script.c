@@ -19,6 +19,12 @@
 /* What the script keeps from line to line. */
 static u64 vtcr = 0x80023559UL, root, l2_code = L2_CODE_NESTED;
 
+/* What L1 has on a host of these pages unless the script says otherwise: one root table, levels 2 and 3. */
+static const struct { const char *name; u64 page, vtcr; } granules[] = {
+	{ "4K", 4096, 0x80023559UL }, { "16K", 16384, 0x8002b55cUL }, { "64K", 65536, 0x80027559UL },
+};
+static int vtcr_said;
+
 static const char *const at_operations[] = {
 	[AT_S1E1R] = "s1e1r", [AT_S1E1W] = "s1e1w", [AT_S1E0R] = "s1e0r", [AT_S1E0W] = "s1e0w",
 	[AT_S1E1RP] = "s1e1rp", [AT_S1E1WP] = "s1e1wp", [AT_S1E2R] = "s1e2r", [AT_S1E2W] = "s1e2w",
@@ -103,6 +109,29 @@ static void set_stage1(char **word, int count)
 	}
 }
 
+/* The page size that the script is written for: a check of the running L0, and L1's own granule. */
+static void check_granule(const char *name)
+{
+	for (unsigned i = 0; i < WORDS(granules); i++) {
+		if (strcmp(granules[i].name, name))
+			continue;
+		if (granules[i].page != vm.page)
+			die("granule %s: this kernel has pages of %lu", name, vm.page);
+		if (!vtcr_said)
+			vtcr = granules[i].vtcr;
+		return;
+	}
+	die("no granule %s", name);
+}
+
+/* Bytes of a page of L1's tables. */
+static u64 l1_page(void)
+{
+	u64 tg0 = vtcr >> 14 & 3;
+
+	return tg0 == 0 ? 4096 : tg0 == 2 ? 16384 : 65536;
+}
+
 /* Commands of L1 and L2; 0 if the word is none. */
 static int guest_command(char **word, int count)
 {
@@ -113,7 +142,7 @@ static int guest_command(char **word, int count)
 		set_root(word);
 	else if (!strcmp(c, "code")) {
 		l2_code = count > 1 ? number(word[1]) : L2_CODE_NESTED;
-		l1(CMD_MAP, 7, root, l2_code, L2_CODE, 4096UL, 3UL, attributes("rx"), 0UL);
+		l1(CMD_MAP, 7, root, l2_code, L2_CODE, l1_page(), 3UL, attributes("rx"), 0UL);
 	} else if (!strcmp(c, "map")) {
 		struct mailbox *m = l1(CMD_MAP, 7, root, number(word[1]), number(word[2]), number(word[3]),
 				       number(word[4]), attributes(word[5]), number(word[6]));
@@ -196,9 +225,12 @@ static void execute(char **word, int count, char *line)
 		vm.vcpus = number(word[1]);
 	else if (!strcmp(c, "start"))
 		start(word[1], number(word[2]), number(word[3]));
-	else if (!strcmp(c, "vtcr"))
+	else if (!strcmp(c, "granule"))
+		check_granule(word[1]);
+	else if (!strcmp(c, "vtcr")) {
 		vtcr = number(word[1]);
-	else if (!strcmp(c, "codeat"))
+		vtcr_said = 1;
+	} else if (!strcmp(c, "codeat"))
 		l2_code = number(word[1]);
 	else if (!vcpu_command(word, l2_code) && !guest_command(word, count) && !vmm_command(word, count, line) &&
 		 !host_works(c, number(word[1]), number(word[2])) &&
@@ -212,6 +244,7 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && !freopen(argv[1], "r", stdin))
 		die("open %s", argv[1]);
+	vm.page = sysconf(_SC_PAGESIZE);
 	setvbuf(stdout, 0, _IOFBF, 1 << 16);
 	while (fgets(line, sizeof(line), stdin)) {
 		int count = 0;

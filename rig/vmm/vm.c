@@ -268,7 +268,8 @@ void start(const char *backing, int e2h0, int ipa_bits)
 		die("CREATE_VM");
 	make_memory(backing);
 	set_slot(vm.ram_size);
-	memcpy(vm.ram, l1_image, l1_image_end - l1_image);
+	/* What L1 needs for larger pages stands in its third 4K: there is no such page with an L0 of 4K pages. */
+	memcpy(vm.ram, l1_image, vm.page == 4096 ? 8192 : l1_image_end - l1_image);
 	make_vcpus(e2h0);
 	make_gic();
 	vm.run = map_run(vm.vcpu);

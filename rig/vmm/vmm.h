@@ -12,7 +12,7 @@ struct vm {
 	int current, all[MOST_VCPUS];
 	struct kvm_vcpu_init init;
 	char *ram;
-	u64 ram_size, slot_flags;
+	u64 ram_size, slot_flags, page;		/* page: bytes of a page of L0 */
 	struct kvm_run *run;
 	struct mailbox *mailbox;
 };

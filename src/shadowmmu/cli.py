@@ -66,6 +66,7 @@ class Number(IntType):
 
 
 NUMBER: Final = Number()
+GRANULE: Final = click.Choice(["4K", "16K", "64K"])
 
 
 def design_list(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -136,6 +137,7 @@ def cli(debug: bool) -> None:
     help="The host has FEAT_TLBIRANGE, or not; not of recorded runs.",
 )
 @click.option("--fwb/--no-fwb", default=True, help="The host has FEAT_S2FWB, or not; not of recorded runs.")
+@click.option("--granule", type=GRANULE, help="Page size of the host, for scenarios and storms.")
 @click.option("--seed", type=NUMBER, help="Seed of the storm.")
 @click.option("--leaves", type=NUMBER, help="Shadow leaves of the storm, over all its MMUs.")
 @click.option("--notifiers", type=NUMBER, help="Notifiers of the storm.")
@@ -239,6 +241,7 @@ def save_witness(witnesses: Any) -> None:
     help="After which events to look.",
 )
 @as_architecture_option
+@click.option("--granule", type=GRANULE, default="4K", show_default=True, help="Page size of the host.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def run(
     scenario: str,
@@ -249,6 +252,7 @@ def run(
     events: bool,
     judge_mode: str,
     as_architecture: tuple[str, ...],
+    granule: str,
     as_json: bool,
 ) -> None:
     """Execute one SCENARIO and print its dumps, events, counters and verdict."""
@@ -263,6 +267,7 @@ def run(
         tlbirange=tlbirange,
         fwb=fwb,
         as_architecture=as_architecture,
+        granule=granule,
     )
     show_transcript(transcript, as_json)
     verdict = transcript.verdict
@@ -279,6 +284,7 @@ def run(
 @click.option("--at", metavar="LABEL|LINE", help="Stop after this dump, mark or line; at the end by default.")
 @click.option("--design", default="sweep", show_default=True, metavar="NAME|FILE.py")
 @click.option("--ipa-bits", type=NUMBER, default=48, show_default=True, help="IPA limit of the host.")
+@click.option("--granule", type=GRANULE, default="4K", show_default=True, help="Page size of the host.")
 @click.option("--context", "as_context", is_flag=True, help="SOURCE holds registers and memory.")
 @click.option("--operation", metavar="NAME", help="With --context: 'AT S12E1R', 'load at EL0', ...")
 @click.option("--set", "settings", multiple=True, metavar="REGISTER=VALUE", help="With --context: override.")
@@ -290,6 +296,7 @@ def walk(
     at: str | None,
     design: str,
     ipa_bits: int,
+    granule: str,
     as_context: bool,
     operation: str | None,
     settings: tuple[str, ...],
@@ -308,7 +315,9 @@ def walk(
     from shadowmmu.lab.explain import walk_report
 
     scenario = read_source(source)
-    transcript = walk_report(scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits)
+    transcript = walk_report(
+        scenario, translated, mmu=mmu, at=at, design=design, ipa_limit_bits=ipa_bits, granule=granule
+    )
     show_transcript(transcript, as_json)
 
 

@@ -30,8 +30,9 @@ def digest(name: str, design: str) -> dict[str, object]:
     else:
         run = bundled_run(name)
         text, bits = run.scenario_text(), run.ipa_limit_bits
-    machine = Machine(ipa_limit_bits=bits, logged=True)
-    executor = Executor(parse_scenario(text, name), design, machine)
+    scenario = parse_scenario(text, name)
+    machine = Machine(ipa_limit_bits=bits, granule=scenario.granule, logged=True)
+    executor = Executor(scenario, design, machine)
     executor.run()
     lines = "\n".join(line for dump in executor.dumps for line in dump_lines(dump))
     counts = zip(counter_names(), executor.state.count.tolist(), strict=True)

@@ -28,9 +28,9 @@ from shadowmmu.lab.conform.rows import (
 from shadowmmu.machine.counters import NOTIFIERS
 
 LARGE = Path(__file__).parent.parent / "data" / "kernel_runs"
-TRACED = ("scenario/", "random/", "suspicion/", "live/")
+TRACED = ("scenario/", "random/", "suspicion/", "granule/", "live/")
 RUNS = {run.name: run for run in [*bundled_runs(), *read_runs(LARGE)] if run.name.startswith(TRACED)}
-QUICK = ("random/seed1", "scenario/09", "scenario/12", "suspicion/", "live/s", "live/m")
+QUICK = ("random/seed1", "scenario/09", "scenario/12", "suspicion/", "granule/", "live/s", "live/m")
 NAMES = [name for name in RUNS if name.startswith(QUICK)] if INTERPRETED else list(RUNS)
 
 
@@ -106,5 +106,5 @@ def test_setting_pages_idle_ages_them_in_the_canonical_table_alone() -> None:
 
 def test_a_run_is_named_once() -> None:
     runs: list[KernelRun] = bundled_runs()
-    assert len(RUNS) == 37
-    assert len(runs) == 36
+    assert len(RUNS) == 42
+    assert len(runs) == 41

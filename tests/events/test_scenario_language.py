@@ -444,3 +444,34 @@ def test_mutated_scripts_are_read_or_refused(data: st.DataObject) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     with pytest.raises(ScenarioError):
         parse_scenario(text, "any")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("granule 8K", "8K"),
+        ("start base\ngranule 16K", "granule"),
+        ("mem 4100k\ngranule 16K\nstart base", "base"),
+        ("granule 16K\nstart huge\nmem 64M", "mem"),
+        ("mem 48M\ngranule 16K\nstart huge", "huge"),
+        ("granule 16K\nstart base\ns2 new 1\nmap 0x40000000 0x40000000 64G 1", "1"),
+        ("granule 16K\nstart base\ns2 new 1\nmap 0x80001000 0x41000000 16k 3", "0x80001000"),
+        ("granule 64K\nstart base\ns2 new 1\ncode 0x14000", "0x14000"),
+        ("granule 64K\nstart base\ndontneed 0x41001000 64k", "0x41001000"),
+    ],
+)
+def test_what_a_larger_granule_refuses(text: str, read: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        parse_scenario(text, "granule")
+    assert caught.value.read == read
+
+
+def test_the_granule_sets_l1s_default_unless_the_script_said_its_own() -> None:
+    def control(text: str, granule: str = "4K") -> int:
+        scenario = parse_scenario(text + "\nstart base\ns2 new 1", "granule", granule=granule)
+        return int(scenario.events[0]["c"])
+
+    assert control("granule 16K") == control("", "16K") == 0x8002_B55C
+    assert control("granule 64K", "16K") == 0x8002_7559
+    assert control("vtcr 0x80023559\ngranule 16K") == 0x8002_3559
+    assert parse_scenario("start base", "x", granule="64K").granule == "64K"

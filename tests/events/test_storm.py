@@ -14,7 +14,7 @@ from shadowmmu.events import schema
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.script import write_script
-from shadowmmu.events.storm import BLOCK, PAGE, storm
+from shadowmmu.events.storm import BLOCK, PAGE, Sizes, storm
 
 LEVEL_SIZE = {3: PAGE, 2: BLOCK}
 
@@ -222,3 +222,44 @@ def test_a_large_storm_widens_the_canonical_space() -> None:
 def test_bad_arguments(arguments: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         storm(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("granule", "page", "block"), [("16K", 1 << 14, 32 << 20), ("64K", 1 << 16, 512 << 20)]
+)
+def test_a_storm_of_larger_pages(granule: str, page: int, block: int) -> None:
+    sizes = {page: 0.99, block: 0.01}
+    scenario = storm(mmus=2, leaves=400, leaf_sizes=sizes, cluster=4, notifiers=1, granule=granule)
+    assert scenario.granule == granule
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
+    events = scenario.events
+    maps = [row for row in events if row["kind"] == schema.MAP_GUEST and row["a"] != 0x10000]
+    assert {
+        (int(row["d"]), int(row["a"] | row["b"] | row["c"]) % {3: page, 2: block}[int(row["d"])])
+        for row in maps
+    } == {
+        (3, 0),
+        (2, 0),
+    }
+    assert sum(int(row["c"]) // {3: page, 2: block}[int(row["d"])] for row in maps) == 400
+    (dontneed,) = [row for row in events if row["kind"] == schema.DONTNEED]
+    assert int(dontneed["b"]) == page
+    assert not int(dontneed["a"]) % page
+    controls = {int(row["c"]) for row in events if row["kind"] == schema.SET_STAGE2}
+    assert controls == {schema.DEFAULT_VTCRS[granule]}
+
+
+def test_without_sizes_blocks_have_the_same_share_of_bytes_at_every_granule() -> None:
+    shares = []
+    for granule in ("4K", "16K", "64K"):
+        sizes = Sizes.of(granule)
+        weights = sizes.shares()
+        shares.append(weights[sizes.block] * sizes.block / (weights[sizes.page] * sizes.page))
+    assert max(shares) / min(shares) < 1.03
+
+
+def test_a_granule_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="granule '8K': choose one of 4K, 16K, 64K"):
+        storm(granule="8K")
+    with pytest.raises(ValueError, match="36 bits"):
+        storm(mmus=1, leaves=3000, leaf_sizes={32 << 20: 1}, granule="16K")

@@ -27,8 +27,8 @@ RUNS = bundled_runs() + read_runs(LARGE)
 def test_which_runs_ship() -> None:
     names = {run.name for run in RUNS}
     live = [name for name in names if name.startswith("live/")]
-    assert (len(bundled_runs()), len(live)) == (36, 12)
-    assert len(names) == len(RUNS) == 51
+    assert (len(bundled_runs()), len(live)) == (41, 12)
+    assert len(names) == len(RUNS) == 56
     assert {run.name for run in read_runs(LARGE)} - set(live) == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }

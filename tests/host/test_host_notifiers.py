@@ -10,7 +10,6 @@ from shadowmmu.host.advise import plan_advise, plan_collapse, plan_mprotect
 from shadowmmu.host.layout import (
     EINVAL,
     ENOMEM,
-    GIGA_SIZE,
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
@@ -25,7 +24,7 @@ from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap
 from shadowmmu.machine.state import R_NEXT_DATA
 
 MEMORY = 8 << 20
-GIGA = int(GIGA_SIZE)
+GIGA = 1 << 30
 RW, R = 3, 1
 FIRST = int(VM_NORESERVE)
 

@@ -43,8 +43,8 @@ def test_setup_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="array hpte"):
         host_setup(state, 1 << 30, "base")
     state.regs[R_PAGE_SHIFT] = 14
-    with pytest.raises(ValueError, match="pages of 4K"):
-        host_setup(state, 8 << 20, "base")
+    with pytest.raises(ValueError, match="multiple of 16384"):
+        host_setup(state, PAGE, "base")
 
 
 def test_growing_makes_room_for_one_more_operation() -> None:

@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
         return ("r" if d >> 6 & 1 else "") + ("w" if d >> 7 & 1 else "") + ("" if d >> 53 & 3 else "x")
 
 
-def read_script(script: str) -> Scenario:
+def read_script(script: str, granule: str = "4K") -> Scenario:
     """A scenario; a line that begins with ``@1`` happens on vCPU 1 and so on."""
     plain, placed = [], {}
     for number, line in enumerate(script.splitlines(), 1):
@@ -64,7 +64,7 @@ def read_script(script: str) -> Scenario:
         if text.startswith("@"):
             placed[number], text = int(text[1 : text.index(" ")]), text[text.index(" ") + 1 :]
         plain.append(text)
-    scenario = parse_scenario("\n".join(plain) + "\n", "test")
+    scenario = parse_scenario("\n".join(plain) + "\n", "test", granule=granule)
     events = scenario.events.copy()
     for row in events:
         row["vcpu"] = placed.get(int(row["line"]), int(row["vcpu"]))
@@ -74,9 +74,10 @@ def read_script(script: str) -> Scenario:
 class Vm:
     """A machine in the middle of a script: ``to(mark)`` runs up to a mark, ``end()`` to the end."""
 
-    def __init__(self, script: str, design: str = "sweep", **machine: Any) -> None:
-        settings = {"ipa_limit_bits": TEST_BITS, "logged": True} | machine
-        self.executor = Executor(read_script(script), design, Machine(**settings))
+    def __init__(self, script: str, design: str = "sweep", granule: str = "4K", **machine: Any) -> None:
+        scenario = read_script(script, granule)
+        settings = {"ipa_limit_bits": TEST_BITS, "logged": True, "granule": scenario.granule} | machine
+        self.executor = Executor(scenario, design, Machine(**settings))
 
     @property
     def state(self) -> Any:

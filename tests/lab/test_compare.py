@@ -145,3 +145,20 @@ def test_bad_questions_are_refused(options: CompareOptions, told: str) -> None:
 
 def test_all_designs_by_default() -> None:
     assert tuple(design_names(())) == DESIGNS
+
+
+def test_a_storm_of_16k_pages_sweeps_more_chunks() -> None:
+    options = CompareOptions(
+        only="storm",
+        leaves=300,
+        notifiers=1,
+        ipa_limit_bits=40,
+        granule="16K",
+        designs=("sweep", "reverse_table"),
+    )
+    comparison = compare(options)
+    sweep, table = comparison.results
+    assert "16K" in comparison.conditions["storm"]
+    assert sweep.counters["chunks_shadow"] % (1 << 40 - 25) == 0
+    assert sweep.counters["chunks_shadow"] > 0 == table.counters["chunks_shadow"]
+    assert not table.verdict.refuted

@@ -101,3 +101,32 @@ def test_run_can_be_asked_not_to_judge() -> None:
     verdict = run_scenario(MID_BLOCK, judge_mode="never").verdict
     assert verdict is not None
     assert not verdict.judged
+
+
+LARGE_PAGES = ScenarioSource(
+    name="large-pages",
+    text="mem 64M\ngranule 16K\nstart base\ns2 new 1\ncode\nmap 0x80000000 0x41000000 64k 3 rw\n"
+    "touch w 0x80004000\ndump end n\n",
+)
+
+
+def test_a_walk_and_a_run_on_16k_pages() -> None:
+    walk = walk_report(LARGE_PAGES, 0x8000_4123, ipa_limit_bits=40)
+    text = "\n".join(walk.lines)
+    assert [row["level"] for row in walk.data["guest"]] == [2, 3]
+    assert [row["level"] for row in walk.data["shadow"]] == [2, 3]
+    assert walk.data["canonical_ipa"] == 0x4100_4123
+    assert "as the chain says; L1's leaf level in the tag: 3" in text
+    run = run_scenario(LARGE_PAGES, ipa_limit_bits=40)
+    assert run.title == "large-pages under sweep, 40-bit IPA limit, pages of 16K"
+    assert run.data["granule"] == "16K"
+    assert any("16K 3" in line for line in run.lines)
+
+
+def test_the_granule_asked_for_is_that_of_a_script_that_says_none() -> None:
+    source = ScenarioSource(name="plain", text=LARGE_PAGES.text.replace("granule 16K\n", ""))
+    assert run_scenario(source, ipa_limit_bits=40, granule="64K", judge_mode="never").data["granule"] == "64K"
+    assert walk_report(source, 0x8000_4000, ipa_limit_bits=40, granule="16K").data["pa"] is not None
+    bad = ScenarioSource(name="plain", text=source.text.replace("64k 3", "4k 3"))
+    with pytest.raises(InputError, match="aligned"):
+        run_scenario(bad, granule="16K")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
+from shadowmmu.arch.fault import READ, WRITE
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
 from shadowmmu.engine.vcpu_actions import bring_to_l1, return_to_l1
@@ -43,12 +44,15 @@ from shadowmmu.events.schema import (
 from shadowmmu.guest.cpu import DONE, STUCK
 from shadowmmu.guest.hypervisor import (
     answer_mailbox,
+    guest_leaf,
     l1_at,
     l1_load,
     l1_store,
     new_table,
     set_leaf,
     switch_to_l2,
+    table_shift,
+    use_stack,
     wake_l1,
 )
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
@@ -74,17 +78,8 @@ from shadowmmu.host.advise import (
 )
 from shadowmmu.host.background import plan_khugepaged, plan_migrate
 from shadowmmu.host.fault import plan_touch
-from shadowmmu.host.layout import (
-    GIGA_SIZE,
-    HUGE_SIZE,
-    HVA_BASE,
-    MADV_HUGEPAGE,
-    MADV_MERGEABLE,
-    MADV_NOHUGEPAGE,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    R_RESUME,
-)
+from shadowmmu.host.geometry import page_shift, page_size
+from shadowmmu.host.layout import HVA_BASE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, R_RESUME
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import region_end, translate
 from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
@@ -104,8 +99,6 @@ EVENT_STUCK: Final = 2
 HCR_VM: Final = HCR_EL2.mask("VM")
 TCR2_ENABLED: Final = HCRX_EL2.mask("TCR2En")
 VMID_SHIFT: Final = U64(48)
-LEVEL_1: Final = U64(1)
-LEVEL_2: Final = U64(2)
 # Columns of an event's operands; column 0 is its vCPU.
 A: Final = 1
 B: Final = 2
@@ -113,14 +106,6 @@ C: Final = 3
 D: Final = 4
 E: Final = 5
 F: Final = 6
-
-
-@inline
-def leaf_size(level: Word) -> Word:
-    """Bytes of one leaf of L1's 4K-granule tables."""
-    if level == LEVEL_1:
-        return GIGA_SIZE
-    return HUGE_SIZE if level == LEVEL_2 else PAGE_SIZE
 
 
 @inline
@@ -159,7 +144,7 @@ def set_stage2(s: State, vcpu: int, op: Words) -> int:
     """L1 writes VTCR_EL2 and VTTBR_EL2, with a new root if none is given."""
     root = op[A]
     if root == ZERO:
-        root = new_table(s, vcpu)
+        root = new_table(s, vcpu, table_shift(op[C]))
     s.regs[G_ROOT] = root
     answer_mailbox(s, vcpu)
     s.vcpus[vcpu, V_VTCR] = op[C]
@@ -170,9 +155,11 @@ def set_stage2(s: State, vcpu: int, op: Words) -> int:
 @inline
 def map_guest(s: State, vcpu: int, op: Words) -> int:
     """L1 writes the next leaf of a run."""
-    size = leaf_size(op[D])
-    offset = s.regs[G_CURSOR] * size
+    if s.regs[G_CURSOR] == ZERO:
+        use_stack(s, vcpu, WRITE)
+    offset = s.regs[G_CURSOR] * guest_leaf(s, vcpu, op[D])
     if offset >= op[C]:
+        use_stack(s, vcpu, READ)
         answer_mailbox(s, vcpu)
         return EVENT_DONE
     window = op[F] if op[F] != ZERO else op[C]
@@ -184,8 +171,11 @@ def map_guest(s: State, vcpu: int, op: Words) -> int:
 @inline
 def unmap_guest(s: State, vcpu: int, op: Words) -> int:
     """L1 clears the next leaf of a run."""
-    offset = s.regs[G_CURSOR] * leaf_size(op[C])
+    if s.regs[G_CURSOR] == ZERO:
+        use_stack(s, vcpu, WRITE)
+    offset = s.regs[G_CURSOR] * guest_leaf(s, vcpu, op[C])
     if offset >= op[B]:
+        use_stack(s, vcpu, READ)
         return EVENT_DONE
     set_leaf(s, vcpu, s.regs[G_ROOT], op[A] + offset, ZERO, I64(op[C]), ZERO)
     s.regs[G_CURSOR] += ONE
@@ -319,8 +309,8 @@ def host_write(s: State, op: Words) -> int:
     vmm_store(s, op[A] + offset)
     hva = host_address(op[A] + offset)
     size = translate(s, hva).size
-    if size < PAGE_SIZE:
-        size = PAGE_SIZE
+    if size < page_size(s):
+        size = page_size(s)
     s.regs[G_CURSOR] = offset + (size - (hva & (size - ONE)))
     return MORE
 
@@ -384,7 +374,7 @@ def mark_idle(s: State, op: Words) -> int:
     """The host marks the next page of a run idle."""
     if s.regs[G_CURSOR] >= op[B]:
         return EVENT_DONE
-    steps = plan_idle(s, host_address(op[A]) + (s.regs[G_CURSOR] << PAGE_SHIFT))
+    steps = plan_idle(s, host_address(op[A]) + (s.regs[G_CURSOR] << page_shift(s)))
     if steps > 0:
         run_host_plan(s, steps)
     s.regs[G_CURSOR] += ONE

@@ -31,7 +31,7 @@ from shadowmmu.engine.step import (
     NEEDS_FRAMES,
     NEEDS_GRAVES,
     NEEDS_RECORD,
-    RECORD_WORDS_PER_STEP,
+    record_words_per_step,
 )
 from shadowmmu.kvm.pool import init_shadow, wipe_shadow
 from shadowmmu.kvm.tlbi import ipas2_size, level_size, unmap_for_guest, widest_size
@@ -148,7 +148,7 @@ def refill_room(s: State) -> int:
     """FINISHED if every array has room for an event, else what to grow."""
     if frames_left(s) < FRAMES_PER_STEP:
         return NEEDS_FRAMES
-    if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < RECORD_WORDS_PER_STEP:
+    if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < record_words_per_step(s):
         return NEEDS_RECORD
     if 2 * I64(s.regs[R_GRAVES]) + 1024 > len(s.graves):
         return NEEDS_GRAVES

@@ -33,6 +33,7 @@ from shadowmmu.kvm.layout import (
 )
 from shadowmmu.kvm.pool import SHADOWS_PER_VCPU, init_nested_vcpu
 from shadowmmu.kvm.vcpu import init_vcpu, load_vcpu
+from shadowmmu.machine.granule import DEFAULT_GRANULE, page_shift_of
 from shadowmmu.machine.state import (
     R_FWB,
     R_GHOST_ON,
@@ -53,6 +54,8 @@ from shadowmmu.pgtable.context import MMU_COLUMNS, init_context
 HCR_VM = HCR_EL2["VM"].mask
 HCR_E2H = HCR_EL2["E2H"].mask
 DEFAULT_VM_IPA_BITS = 40
+FIRST_RECORD_PAGES = 128
+"""Words of a design's record to start with, in pages: a radix over 16 start tables side by side fits."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class Machine:
     """What the hardware and the host kernel are, apart from the scenario."""
 
     ipa_limit_bits: int = 48
+    granule: str = DEFAULT_GRANULE
+    """Page size of the host kernel, ``machine.granule.GRANULES``: 4K, 16K or 64K."""
     tlbirange: bool = True
     fwb: bool = True
     judged: bool = True
@@ -82,13 +87,18 @@ class Machine:
 def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     """The machine of ``scenario``; L1 boots when the first events run.
 
-    Raises KeyError for an unknown design, variant of AT or difference.
+    Raises KeyError for an unknown design, variant of AT or difference; ValueError for an unknown granule, or
+    one that is not the scenario's.
     """
     chosen = CATALOGUE[design]
+    page_shift = page_shift_of(machine.granule)
+    if scenario.granule != machine.granule:
+        told = f"the scenario is written for pages of {scenario.granule}"
+        raise ValueError(f"{told}, the machine has pages of {machine.granule}")
     state = _allocate(scenario, machine, chosen)
     regs = state.regs
-    regs[R_PAGE_SHIFT] = 12
-    regs[R_STRIDE] = 9
+    regs[R_PAGE_SHIFT] = page_shift
+    regs[R_STRIDE] = page_shift - 3
     regs[R_NEXT_FRAME] = 1
     regs[R_PA_BITS] = machine.ipa_limit_bits
     regs[R_TLBIRANGE] = machine.tlbirange
@@ -116,8 +126,10 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
     def words(*shape: int) -> Words:
         return np.zeros(shape, np.uint64)
 
-    host = {name: words(*shape) for name, shape in host_arrays(scenario.memory_bytes).items()}
-    mem_words = machine.frames * 512
+    page_shift = page_shift_of(machine.granule)
+    shapes = host_arrays(scenario.memory_bytes, page_shift)
+    host = {name: words(*shape) for name, shape in shapes.items()}
+    mem_words = machine.frames << (page_shift - 3)
     return State(
         mem=words(mem_words),
         frames=words(machine.frames, 4),
@@ -133,8 +145,8 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
         hpte=host["hpte"],
         hpmd=host["hpmd"],
         plan=host["plan"],
-        dirty=words(scenario.memory_bytes // 4096 // 64 + 1),
-        rmap=words(1 << 16),
+        dirty=words((scenario.memory_bytes >> page_shift) // 64 + 1),
+        rmap=words(FIRST_RECORD_PAGES << (page_shift - 3)),
         side=words(mem_words if design.uses_side else 1),
         ghost=words(mem_words if machine.judged else 1),
         graves=words(1 << 12 if machine.judged else 1),

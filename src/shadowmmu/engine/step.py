@@ -37,8 +37,7 @@ from shadowmmu.events.schema import (
     VNCR,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
-from shadowmmu.host.setup import FRAMES_PER_STEP as HOST_FRAMES_PER_STEP
-from shadowmmu.host.setup import host_reserve
+from shadowmmu.host.setup import frames_per_step, host_reserve
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.log import ROWS_PER_STEP
 from shadowmmu.machine.state import (
@@ -52,6 +51,7 @@ from shadowmmu.machine.state import (
     R_NEXT_DATA,
     R_PA_BITS,
     R_PAGE_SHIFT,
+    R_STRIDE,
     State,
 )
 from shadowmmu.pgtable.context import shadow_mmus
@@ -69,8 +69,8 @@ OUT_OF_PHYSICAL: Final = 8
 
 FRAMES_PER_STEP: Final = 64
 """Table frames one step may take: a few canonical and shadow maps, and content for L1's tables."""
-RECORD_WORDS_PER_STEP: Final = 16384
-"""Words of a design's record one step may take (its own reserve constants are below this)."""
+RECORD_PAGES_PER_STEP: Final = 32
+"""Pages' worth of words of a design's record one step may take (its own reserve constants are below this)."""
 
 
 @inline
@@ -80,16 +80,22 @@ def rows_per_step(s: State) -> int:
 
 
 @inline
+def record_words_per_step(s: State) -> int:
+    """Words of a design's record one step may take: nodes that look like page tables are the largest."""
+    return RECORD_PAGES_PER_STEP << I64(s.regs[R_STRIDE])
+
+
+@inline
 def room(s: State) -> int:
     """FINISHED if every array has room for a step, else what to grow."""
     if frames_left(s) < FRAMES_PER_STEP:
         return NEEDS_FRAMES
     if not host_reserve(s):
         return NEEDS_HOST
-    highest = DATA_BASE + ((s.regs[R_NEXT_DATA] + U64(HOST_FRAMES_PER_STEP)) << s.regs[R_PAGE_SHIFT])
+    highest = DATA_BASE + ((s.regs[R_NEXT_DATA] + U64(frames_per_step(s))) << s.regs[R_PAGE_SHIFT])
     if highest > ONE << s.regs[R_PA_BITS]:
         return OUT_OF_PHYSICAL
-    if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < RECORD_WORDS_PER_STEP:
+    if s.regs[R_DESIGN] != ZERO and len(s.rmap) - I64(s.rmap[0]) < record_words_per_step(s):
         return NEEDS_RECORD
     if s.regs[R_LOG_ON] != ZERO and I64(s.regs[R_LOG_TOP]) + rows_per_step(s) > len(s.log):
         return NEEDS_LOG

@@ -21,23 +21,18 @@ from shadowmmu.events.schema import (
     Scenario,
 )
 from shadowmmu.events.words import attributes
+from shadowmmu.machine.granule import DEFAULT_GRANULE, block_bytes, leaf_bytes, page_bytes, page_shift_of
 
-PAGE = 1 << 12
-BLOCK = 1 << 21
-REGION = 1 << 30
-LEVEL = {PAGE: 3, BLOCK: 2}
-"""Guest stage-2 level by leaf size."""
-
-DEFAULT_SIZES: Mapping[int, float] = {PAGE: 0.98, BLOCK: 0.02}
+PAGE = page_bytes(DEFAULT_GRANULE)
+BLOCK = block_bytes(DEFAULT_GRANULE)
+BLOCKS = 0.02
+"""Share of blocks among the leaves with the 4K granule; with another, blocks have the same share of bytes."""
 
 TABLE_POOL = 0x4010_0000
 """Canonical IPA from which L1 of the rig takes its table pages, one after the other (``POOL_PA``)."""
 
 LOWEST_DATA = 0x4100_0000
 NESTED_FIRST = 0x4000_0000
-NESTED_BITS = 39
-"""Nested IPA bits under the default VTCR_EL2."""
-
 CANONICAL_BITS = 48
 
 USUAL_GAP = 8
@@ -49,9 +44,48 @@ IPAS2E1IS = 0
 """The first form of ``schema.TLBI``."""
 
 TTL_SHIFT = 44
+TTL_GRANULE = {"4K": 0b0100, "16K": 0b1000, "64K": 0b1100}
+"""The granule half of a TLBI operand's TTL field (Arm ARM D8.16.5.5)."""
 
 Column = npt.NDArray[np.uint64]
 Chosen = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The leaf sizes of a granule: page and block, and what a level 2 table covers."""
+
+    granule: str
+    page: int
+    block: int
+    region: int
+
+    @classmethod
+    def of(cls, granule: str) -> Sizes:
+        """Those of a granule. Raises ValueError for a name that is no granule."""
+        shift = page_shift_of(granule)
+        return cls(granule, *(leaf_bytes(shift, level) for level in (3, 2, 1)))
+
+    @property
+    def vtcr(self) -> int:
+        """VTCR_EL2 of L1 with this granule, unless a script says otherwise."""
+        return schema.DEFAULT_VTCRS[self.granule]
+
+    def level(self, leaf_size: int) -> int:
+        """Guest stage-2 level of a leaf."""
+        return 3 if leaf_size == self.page else 2
+
+    def level_hint(self, leaf_size: int) -> int:
+        """The TTL field of a TLBI operand for a leaf of this size."""
+        return (TTL_GRANULE[self.granule] | self.level(leaf_size)) << TTL_SHIFT
+
+    def shares(self) -> dict[int, float]:
+        """Weights of the leaf sizes where none are given."""
+        blocks = BLOCKS * (BLOCK // PAGE) / (self.block // self.page)
+        return {self.page: 1 - blocks, self.block: blocks}
+
+
+DEFAULT_SIZES = Sizes.of(DEFAULT_GRANULE)
 
 
 @dataclass(frozen=True)
@@ -76,12 +110,15 @@ class Runs:
 class Population:
     """Everything placed: the runs of each MMU by leaf size, the roots, the data areas by leaf size.
 
+    ``sizes``: those of the granule of the host and of L1's tables.
+
     ``moved`` remembers the leaves that L1 has moved since: (MMU, nested IPA) to canonical IPA.
     """
 
     runs: list[list[Runs]]
     roots: list[int]
     areas: dict[int, tuple[int, int]]
+    sizes: Sizes = DEFAULT_SIZES
     moved: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
@@ -91,9 +128,9 @@ class Population:
 
     @property
     def end(self) -> int:
-        """Canonical IPA above the data, a multiple of 2 MiB."""
+        """Canonical IPA above the data, a multiple of a block."""
         end = max(stop for _, stop in self.areas.values())
-        return end + -end % BLOCK
+        return end + -end % self.sizes.block
 
 
 def populate(
@@ -106,56 +143,62 @@ def populate(
     shared: bool = False,
     spare_tables: int = 0,
     gap: int = USUAL_GAP,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> Population:
     """``leaves`` leaves over ``mmus`` MMUs; O(leaves / cluster).
 
-    ``leaf_sizes`` weighs the leaf sizes (4096 and 2 MiB) by number of leaves; ``cluster`` is the mean length
+    ``leaf_sizes`` weighs the leaf sizes (page and block) by number of leaves; ``cluster`` is the mean length
     of a run of leaves (geometric); ``alias_rate`` is the chance that a run starts at a canonical place where
     another run of the same MMU starts too; with ``shared`` all MMUs map the same canonical memory, as many
     leaves each. Between two runs are 1 to ``gap`` leaves of nothing. ``spare_tables`` pages are left to L1
-    for roots it makes later. Raises ValueError for arguments out of range, and where 39 bits of nested IPA
-    are not enough.
+    for roots it makes later. Raises ValueError for arguments out of range, and where the nested IPAs of the
+    default VTCR_EL2 (39 bits; 36 with 16K) are not enough.
     """
     if not 1 <= mmus <= MOST_MMUS:
         raise ValueError(f"mmus is {mmus}, expected 1 to {MOST_MMUS}")
     if leaves < mmus:
         raise ValueError(f"leaves is {leaves}, expected at least one an MMU")
     weights = list(leaf_sizes.values())
-    if not set(leaf_sizes) <= set(LEVEL) or not weights or min(weights) < 0 or not 0 < sum(weights) < np.inf:
-        raise ValueError(f"leaf_sizes is {dict(leaf_sizes)}, expected weights for 4096 and 2097152")
+    known = {sizes.page, sizes.block}
+    if not set(leaf_sizes) <= known or not weights or min(weights) < 0 or not 0 < sum(weights) < np.inf:
+        raise ValueError(
+            f"leaf_sizes is {dict(leaf_sizes)}, expected weights for {sizes.page} and {sizes.block}"
+        )
     if not cluster >= 1:
         raise ValueError(f"cluster is {cluster}, expected at least 1")
     if not 0 <= alias_rate < 1:
         raise ValueError(f"alias_rate is {alias_rate}, expected 0 to below 1")
     if shared:
-        drawn = [_draw_mmu(random, leaves // mmus, leaf_sizes, cluster, alias_rate, gap)] * mmus
+        drawn = [_draw_mmu(random, leaves // mmus, sizes, leaf_sizes, cluster, alias_rate, gap)] * mmus
     else:
         counts = [leaves // mmus + (k < leaves % mmus) for k in range(mmus)]
-        drawn = [_draw_mmu(random, count, leaf_sizes, cluster, alias_rate, gap) for count in counts]
-    return _laid_out(drawn, shared, spare_tables)
+        drawn = [_draw_mmu(random, count, sizes, leaf_sizes, cluster, alias_rate, gap) for count in counts]
+    return _laid_out(drawn, sizes, shared, spare_tables)
 
 
 def _draw_mmu(
     random: np.random.Generator,
     leaves: int,
+    sizes: Sizes,
     leaf_sizes: Mapping[int, float],
     cluster: float,
     alias_rate: float,
     gap: int,
 ) -> list[Runs]:
     """The runs of one MMU, canonical places relative to each size's area. Pages first, then blocks."""
-    blocks = round(leaves * leaf_sizes.get(BLOCK, 0.0) / sum(leaf_sizes.values()))
+    blocks = round(leaves * leaf_sizes.get(sizes.block, 0.0) / sum(leaf_sizes.values()))
     nested_ipa = NESTED_FIRST
     drawn = []
-    for leaf_size, count in ((PAGE, leaves - blocks), (BLOCK, blocks)):
+    for leaf_size, count in ((sizes.page, leaves - blocks), (sizes.block, blocks)):
         if not count:
             continue
         nested_ipa += -nested_ipa % leaf_size
         runs = _draw_runs(random, leaf_size, count, cluster, alias_rate, nested_ipa, gap)
         nested_ipa = int((runs.nested_ipa + runs.bytes).max())
         drawn.append(runs)
-    if nested_ipa > 1 << NESTED_BITS:
-        raise ValueError(f"an MMU needs nested IPAs up to {nested_ipa:#x}, above {NESTED_BITS} bits")
+    bits = schema.NESTED_BITS[sizes.granule]
+    if nested_ipa > 1 << bits:
+        raise ValueError(f"an MMU needs nested IPAs up to {nested_ipa:#x}, above {bits} bits")
     return drawn
 
 
@@ -202,15 +245,16 @@ def _spaced(random: np.random.Generator, count: Column, gap: int) -> Column:
     return starts
 
 
-def _tables(runs: list[Runs]) -> int:
-    """Table pages that L1 takes for one MMU: the root, level 2 by 1 GiB, level 3 by 2 MiB of pages."""
+def _tables(runs: list[Runs], sizes: Sizes) -> int:
+    """Table pages that L1 takes for one MMU: the root, level 3 by block, with 4K level 2 by 1 GiB."""
     code = np.array([CODE_NESTED], np.uint64)
-    regions, blocks = [code // np.uint64(REGION)], [code // np.uint64(BLOCK)]
+    regions, blocks = [code // np.uint64(sizes.region)], [code // np.uint64(sizes.block)]
     for r in runs:
-        regions.append(_touched(r, REGION))
-        if r.leaf_size == PAGE:
-            blocks.append(_touched(r, BLOCK))
-    return 1 + sum(len(np.unique(np.concatenate(parts))) for parts in (regions, blocks))
+        regions.append(_touched(r, sizes.region))
+        if r.leaf_size == sizes.page:
+            blocks.append(_touched(r, sizes.block))
+    below_root = (regions, blocks) if sizes.granule == DEFAULT_GRANULE else (blocks,)
+    return 1 + sum(len(np.unique(np.concatenate(parts))) for parts in below_root)
 
 
 def _touched(runs: Runs, unit: int) -> Column:
@@ -222,18 +266,18 @@ def _touched(runs: Runs, unit: int) -> Column:
     return np.repeat(first, pieces) + (np.arange(len(before)) - before).astype(np.uint64)
 
 
-def _laid_out(drawn: list[list[Runs]], shared: bool, spare_tables: int) -> Population:
+def _laid_out(drawn: list[list[Runs]], sizes: Sizes, shared: bool, spare_tables: int) -> Population:
     """Place tables, then the data of each leaf size, MMU after MMU, in canonical memory."""
     roots = []
     tables = 0
     for runs in drawn:
-        roots.append(TABLE_POOL + tables * PAGE)
-        tables += _tables(runs)
-    at = LOWEST_DATA + (tables + spare_tables) * PAGE
+        roots.append(TABLE_POOL + tables * sizes.page)
+        tables += _tables(runs, sizes)
+    at = LOWEST_DATA + (tables + spare_tables) * sizes.page
     areas: dict[int, tuple[int, int]] = {}
     placed: list[list[Runs]] = [[] for _ in drawn]
-    for leaf_size in (PAGE, BLOCK):
-        at += -at % BLOCK
+    for leaf_size in (sizes.page, sizes.block):
+        at += -at % sizes.block
         first = stop = at
         for k, runs in enumerate(drawn):
             for r in runs:
@@ -244,32 +288,33 @@ def _laid_out(drawn: list[list[Runs]], shared: bool, spare_tables: int) -> Popul
         if stop > first:
             areas[leaf_size] = (first, stop)
         at = stop
-    return Population(placed, roots, areas)
+    return Population(placed, roots, areas, sizes)
 
 
 def fill(table: EventTable, population: Population) -> None:
     """The host writes the data, L1 maps it, L2 touches all of it once, MMU after MMU. Takes label 0."""
+    sizes = population.sizes
     for leaf_size, (first, stop) in population.areas.items():
-        if leaf_size == BLOCK:
+        if leaf_size == sizes.block:
             table.append(schema.HUGEPAGE, first, stop - first)
         table.append(schema.HOST_WRITE, first, stop - first)
     table.append(schema.MARK, 0)
     for k, runs in enumerate(population.runs):
-        table.append(schema.SET_STAGE2, 0, k + 1, schema.DEFAULT_VTCR)
-        table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, PAGE, 3, attributes("rx"))
+        table.append(schema.SET_STAGE2, 0, k + 1, sizes.vtcr)
+        table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, sizes.page, 3, attributes("rx"))
         for r in runs:
             everything = np.ones(len(r.count), np.bool_)
-            map_runs(table, r, everything)
+            map_runs(table, r, everything, sizes)
         for r in runs:
             touch(table, r, np.ones(len(r.count), np.bool_))
 
 
 def enter(table: EventTable, population: Population, k: int) -> None:
     """L1 switches to the L2 of MMU ``k``."""
-    table.append(schema.SET_STAGE2, population.roots[k], k + 1, schema.DEFAULT_VTCR)
+    table.append(schema.SET_STAGE2, population.roots[k], k + 1, population.sizes.vtcr)
 
 
-def map_runs(table: EventTable, runs: Runs, chosen: Chosen) -> None:
+def map_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes = DEFAULT_SIZES) -> None:
     """L1 maps the chosen runs."""
     if chosen.any():
         table.extend(
@@ -277,27 +322,23 @@ def map_runs(table: EventTable, runs: Runs, chosen: Chosen) -> None:
             a=runs.nested_ipa[chosen],
             b=runs.canonical_ipa[chosen],
             c=runs.bytes[chosen],
-            d=LEVEL[runs.leaf_size],
+            d=sizes.level(runs.leaf_size),
             e=attributes("rw"),
         )
 
 
-def unmap_runs(table: EventTable, runs: Runs, chosen: Chosen) -> None:
+def unmap_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes = DEFAULT_SIZES) -> None:
     """L1 unmaps the chosen runs and invalidates them leaf by leaf, with level hints."""
     if not chosen.any():
         return
-    level = LEVEL[runs.leaf_size]
+    level = sizes.level(runs.leaf_size)
     table.extend(schema.UNMAP_GUEST, a=runs.nested_ipa[chosen], b=runs.bytes[chosen], c=level)
     count = runs.count[chosen].astype(np.int64)
     before = np.repeat(np.cumsum(count) - count, count)
     offset = (np.arange(int(count.sum())) - before).astype(np.uint64) * np.uint64(runs.leaf_size)
     nested_ipa = np.repeat(runs.nested_ipa[chosen], count) + offset
-    table.extend(schema.TLBI, a=IPAS2E1IS, b=(nested_ipa >> np.uint64(12)) | np.uint64(level_hint(level)))
-
-
-def level_hint(level: int) -> int:
-    """The TTL field of a TLBI operand: 4K granule, a leaf of this level (Arm ARM D8.16.5.5)."""
-    return (0b0100 | level) << TTL_SHIFT
+    hint = np.uint64(sizes.level_hint(runs.leaf_size))
+    table.extend(schema.TLBI, a=IPAS2E1IS, b=(nested_ipa >> np.uint64(12)) | hint)
 
 
 def touch(table: EventTable, runs: Runs, chosen: Chosen, operation: int = schema.WRITE) -> None:
@@ -341,8 +382,9 @@ def mapped_page(random: np.random.Generator, population: Population) -> int:
     runs = everything[int(random.choice(len(everything), p=weights / weights.sum()))]
     leaf = int(random.integers(int(runs.count.sum())))
     run = int(np.searchsorted(np.cumsum(runs.count), leaf, side="right"))
-    page = int(random.integers(int(runs.bytes[run]) // PAGE))
-    return int(runs.canonical_ipa[run]) + page * PAGE
+    page_size = population.sizes.page
+    page = int(random.integers(int(runs.bytes[run]) // page_size))
+    return int(runs.canonical_ipa[run]) + page * page_size
 
 
 def scenario_of(
@@ -363,5 +405,6 @@ def scenario_of(
         vcpus=(len(population.roots) + 1) // 2,
         backing="base",
         vm_ipa_bits=0 if bits == schema.DEFAULT_VM_IPA_BITS else bits,
+        granule=population.sizes.granule,
         labels=tuple(labels),
     )

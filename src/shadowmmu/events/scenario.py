@@ -30,11 +30,23 @@ from shadowmmu.events.words import (
     attributes,
     number,
     protection,
+    size_word,
+)
+from shadowmmu.machine.granule import (
+    DEFAULT_GRANULE,
+    GRANULES,
+    block_bytes,
+    leaf_bytes,
+    page_bytes,
+    page_shift_of,
+    stage2_page_shift,
 )
 
 PAGE = 4096
-LEAF_SIZE = {1: 1 << 30, 2: 1 << 21, 3: 1 << 12}
-"""Bytes of one guest stage-2 leaf by level (4K granule)."""
+"""What a nested or canonical IPA of L1's is aligned to at least, whatever the granules."""
+
+FIRST_BLOCK_LEVEL = {GRANULES["4K"]: 1}
+"""Lowest level of a leaf of L1's by the address bits of its page; 2 with larger pages."""
 
 ADDRESS_BITS = 48
 """Widest output address of L1's descriptors as the rig writes them."""
@@ -53,7 +65,8 @@ _BACKINGS = ("base", "thp", "huge")
 class _Reader:
     """State between lines: the machine described so far, and what the rig remembers."""
 
-    def __init__(self) -> None:
+    def __init__(self, granule: str) -> None:
+        self.granule = granule
         self.table = EventTable()
         self.labels: dict[str, int] = {}
         self.memory = DEFAULT_MEMORY
@@ -65,7 +78,9 @@ class _Reader:
         self.vm_ipa_bits = 0
         self.rooted = False
         self.ended = False
-        self.vtcr = schema.DEFAULT_VTCR
+        self.vtcr = schema.DEFAULT_VTCRS[granule]
+        self.tables_shift = page_shift_of(granule)
+        self.said: set[str] = set()
         self.code = CODE_NESTED
         self.line = 0
         self.text = ""
@@ -107,13 +122,18 @@ class _Reader:
         """Append an event of the current line."""
         self.table.append(kind, *operands, vcpu=self.vcpu, line=self.line)
 
+    def leaf(self, level: int) -> int:
+        """Bytes of a leaf of L1's tables: the granule of VTCR_EL2 at the last ``s2``."""
+        return leaf_bytes(self.tables_shift, level)
+
     def label(self, text: str) -> int:
         """Index of a label, new or known."""
         return self.labels.setdefault(text, len(self.labels))
 
     def canonical_range(self, canonical_ipa: str, size: str) -> tuple[int, int]:
         """A page-aligned, non-empty range inside the VM's memory."""
-        at, length = _page_aligned(canonical_ipa, "a canonical IPA"), _page_aligned(size, "a size")
+        page = page_bytes(self.granule)
+        at, length = _aligned(canonical_ipa, "a canonical IPA", page), _aligned(size, "a size", page)
         end = CANONICAL_RAM + self.memory
         if not length:
             raise WordError(size, "a size above 0")
@@ -122,10 +142,10 @@ class _Reader:
         return at, length
 
 
-def _page_aligned(word: str, what: str) -> int:
+def _aligned(word: str, what: str, unit: int = PAGE) -> int:
     value = number(word, what)
-    if value % PAGE:
-        raise WordError(word, f"{what} aligned to {PAGE}")
+    if value % unit:
+        raise WordError(word, f"{what} aligned to {unit}")
     return value
 
 
@@ -144,10 +164,18 @@ def _quit(reader: _Reader, command: Command, words: list[str], given: int) -> No
 
 
 def _mem(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    size = _page_aligned(words[0], "a memory size")
+    size = _aligned(words[0], "a memory size")
     if not LEAST_MEMORY <= size < 1 << ADDRESS_BITS:
         raise WordError(words[0], f"a memory size from 2M to below {1 << ADDRESS_BITS:#x}")
     reader.memory = size
+
+
+def _granule(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if words[0] not in GRANULES:
+        raise WordError(words[0], " or ".join(GRANULES))
+    if "vtcr" not in reader.said:
+        reader.vtcr = schema.DEFAULT_VTCRS[words[0]]
+    reader.granule = words[0]
 
 
 def _vcpus(reader: _Reader, command: Command, words: list[str], given: int) -> None:
@@ -160,8 +188,11 @@ def _vcpus(reader: _Reader, command: Command, words: list[str], given: int) -> N
 def _start(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     if words[0] not in _BACKINGS:
         raise WordError(words[0], "base, thp or huge")
-    if words[0] == "huge" and reader.memory % LEAF_SIZE[2]:
-        raise WordError(words[0], "a memory size that is a multiple of 2M for huge pages")
+    page, block = page_bytes(reader.granule), block_bytes(reader.granule)
+    if reader.memory % page:
+        raise WordError(words[0], f"a memory size that is a multiple of {size_word(page)}, the page")
+    if words[0] == "huge" and reader.memory % block:
+        raise WordError(words[0], f"a memory size that is a multiple of {size_word(block)} for huge pages")
     bits = number(words[2], "a number of IPA bits")
     if bits and not 32 <= bits <= 52:
         raise WordError(words[2], "0 or 32 to 52 IPA bits")
@@ -173,10 +204,11 @@ def _start(reader: _Reader, command: Command, words: list[str], given: int) -> N
 
 def _vtcr(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.vtcr = number(words[0], "a value of VTCR_EL2")
+    reader.said.add("vtcr")
 
 
 def _code_address(word: str) -> int:
-    nested_ipa = _page_aligned(word, "a nested IPA")
+    nested_ipa = _aligned(word, "a nested IPA")
     if nested_ipa >> ADDRESS_BITS:
         raise WordError(word, f"a nested IPA below {1 << ADDRESS_BITS:#x}")
     return nested_ipa
@@ -188,25 +220,30 @@ def _codeat(reader: _Reader, command: Command, words: list[str], given: int) -> 
 
 def _code(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.code = _code_address(words[0]) if given else CODE_NESTED
-    reader.add(schema.MAP_GUEST, reader.code, CODE_CANONICAL, PAGE, 3, attributes("rx"), 0)
+    page = reader.leaf(3)
+    if reader.code % page:
+        raise WordError(words[0], f"a nested IPA aligned to {page}, the page of VTCR_EL2")
+    reader.add(schema.MAP_GUEST, reader.code, CODE_CANONICAL, page, 3, attributes("rx"), 0)
 
 
 def _s2(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    root = 0 if words[0] == "new" else _page_aligned(words[0], "'new' or the canonical IPA of a root table")
+    root = 0 if words[0] == "new" else _aligned(words[0], "'new' or the canonical IPA of a root table")
     vmid = number(words[1], "a VMID")
     if vmid >> 16:
         raise WordError(words[1], "a VMID of 16 bits")
     if root and not CANONICAL_RAM <= root < CANONICAL_RAM + reader.memory:
         raise WordError(words[0], "a root table inside the memory")
     reader.add(schema.SET_STAGE2, root, vmid, reader.vtcr)
+    reader.tables_shift = stage2_page_shift(reader.vtcr)
     reader.rooted = True
 
 
-def _leaf_size(word: str) -> tuple[int, int]:
+def _leaf_size(reader: _Reader, word: str) -> tuple[int, int]:
     level = number(word, "a level")
-    if level not in LEAF_SIZE:
-        raise WordError(word, "a level, 1 to 3")
-    return level, LEAF_SIZE[level]
+    first = FIRST_BLOCK_LEVEL.get(reader.tables_shift, 2)
+    if not first <= level <= 3:
+        raise WordError(word, f"a level, {first} to 3")
+    return level, reader.leaf(level)
 
 
 def _leaf_aligned(word: str, what: str, leaf: int) -> int:
@@ -226,7 +263,7 @@ def _leaves(place: str, what: str, size: str, leaf: int) -> tuple[int, int]:
 
 
 def _map(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    level, leaf = _leaf_size(words[3])
+    level, leaf = _leaf_size(reader, words[3])
     nested_ipa, size = _leaves(words[0], "a nested IPA", words[2], leaf)
     canonical_ipa = _leaf_aligned(words[1], "a canonical IPA", leaf)
     bits = attributes(words[4])
@@ -237,7 +274,7 @@ def _map(reader: _Reader, command: Command, words: list[str], given: int) -> Non
 
 
 def _unmap(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    level, leaf = _leaf_size(words[2])
+    level, leaf = _leaf_size(reader, words[2])
     nested_ipa, size = _leaves(words[0], "a nested IPA", words[1], leaf)
     reader.add(schema.UNMAP_GUEST, nested_ipa, size, level)
 
@@ -304,7 +341,7 @@ def _vncr(reader: _Reader, command: Command, words: list[str], given: int) -> No
         raise WordError(words[0], "r or w")
     if reader.e2h0:
         raise WordError(command.name, "an L1 with E2H0 0: an nVHE L1 has no nested virtualisation")
-    va = _page_aligned(words[1], "a VA")
+    va = _aligned(words[1], "a VA")
     reader.add(schema.VNCR, va, _OPERATIONS[words[0]], reader.code)
 
 
@@ -344,7 +381,9 @@ def _mprotect(reader: _Reader, command: Command, words: list[str], given: int) -
 
 def _pages(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     pages = number(words[1], "a number of pages")
-    canonical_ipa, _ = reader.canonical_range(words[0], str(pages * PAGE) if pages < 1 << 40 else words[1])
+    canonical_ipa, _ = reader.canonical_range(
+        words[0], str(pages * page_bytes(reader.granule)) if pages < 1 << 40 else words[1]
+    )
     reader.add(command.kind, canonical_ipa, pages)
 
 
@@ -391,6 +430,7 @@ _HANDLERS: dict[str, _Handler] = {
     "quit": _quit,
     "mem": _mem,
     "vcpus": _vcpus,
+    "granule": _granule,
     "start": _start,
     "vtcr": _vtcr,
     "codeat": _codeat,
@@ -425,15 +465,17 @@ _HANDLERS: dict[str, _Handler] = {
 }
 
 
-def parse_scenario(text: str, name: str, path: str = "") -> Scenario:
+def parse_scenario(text: str, name: str, path: str = "", granule: str = DEFAULT_GRANULE) -> Scenario:
     """Read a whole script; O(length). ``name`` names the scenario, ``path`` its file in messages.
+
+    ``granule`` is the host's page size where the script does not say it, and with it L1's granule.
 
     Raises ScenarioError for the first line that is not of the language or out of order, for a script
     without ``start``, and for a line the rig could not read (longer than 510 bytes, control characters).
     """
     where = path or name
     lines = tuple(text.split("\n"))
-    reader = _Reader()
+    reader = _Reader(granule)
     for line_number, line in enumerate(lines, 1):
         try:
             _readable(line)
@@ -452,6 +494,7 @@ def parse_scenario(text: str, name: str, path: str = "") -> Scenario:
         backing=reader.backing,
         e2h0=reader.e2h0,
         vm_ipa_bits=reader.vm_ipa_bits,
+        granule=reader.granule,
         labels=tuple(reader.labels),
         path=path,
         lines=lines,

@@ -15,6 +15,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from shadowmmu.machine.granule import DEFAULT_GRANULE
+
 EVENT = np.dtype(
     [
         ("kind", "u2"),
@@ -104,6 +106,12 @@ CODE_NESTED = 0x1_0000
 
 DEFAULT_VTCR = 0x8002_3559
 """VTCR_EL2 of L1 unless a script says otherwise: 39 bits of nested IPA, levels 1 to 3, 4K granule."""
+
+DEFAULT_VTCRS = {"4K": DEFAULT_VTCR, "16K": 0x8002_B55C, "64K": 0x8002_7559}
+"""The same on a host of larger pages, which offers L1 no smaller granule: one root table, levels 2 and 3."""
+
+NESTED_BITS = {"4K": 39, "16K": 36, "64K": 39}
+"""Nested IPA bits under the default VTCR_EL2."""
 
 DEFAULT_VM_IPA_BITS = 40
 """Width of the canonical space of a VM created with 0 as its IPA size (KVM's default)."""
@@ -196,7 +204,7 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(COLLAPSE, "COLLAPSE", "the VMM's madvise(MADV_COLLAPSE)", _RANGE),
     KindSpec(MERGEABLE, "MERGEABLE", "the VMM's madvise(MADV_MERGEABLE)", _RANGE),
     KindSpec(PAGEOUT, "PAGEOUT", "the VMM's madvise(MADV_PAGEOUT)", _RANGE),
-    KindSpec(HOST_WRITE, "HOST_WRITE", "the VMM stores to each 4K page of the range", _RANGE),
+    KindSpec(HOST_WRITE, "HOST_WRITE", "the VMM stores to each page of the range", _RANGE),
     KindSpec(
         MPROTECT,
         "MPROTECT",
@@ -358,8 +366,8 @@ class Scenario:
     ``memory_bytes`` of canonical RAM start at ``CANONICAL_RAM``; ``vcpus`` vCPUs give the VM twice as
     many shadow MMUs; ``backing`` is how the VMM advises its memory: ``base`` (no huge pages), ``thp`` or
     ``huge`` (hugetlb); ``e2h0`` makes L1 an nVHE hypervisor; ``vm_ipa_bits`` is the VM's canonical address
-    width, 0 for KVM's default of 40. ``labels`` are the texts that DUMP and MARK refer to. ``path`` and
-    ``lines`` are the script, if there was one.
+    width, 0 for KVM's default of 40; ``granule`` is the host's page size. ``labels`` are the texts that DUMP
+    and MARK refer to. ``path`` and ``lines`` are the script, if there was one.
     """
 
     name: str
@@ -369,6 +377,7 @@ class Scenario:
     backing: str = "base"
     e2h0: bool = False
     vm_ipa_bits: int = 0
+    granule: str = DEFAULT_GRANULE
     labels: tuple[str, ...] = ()
     path: str = ""
     lines: tuple[str, ...] = field(default=(), repr=False)
@@ -401,7 +410,7 @@ def same_events(one: Scenario, other: Scenario) -> bool:
 
 def _machine(scenario: Scenario) -> tuple[Any, ...]:
     s = scenario
-    return (s.memory_bytes, s.vcpus, s.backing, s.e2h0, s.vm_ipa_bits)
+    return (s.memory_bytes, s.vcpus, s.backing, s.e2h0, s.vm_ipa_bits, s.granule)
 
 
 def _plain(scenario: Scenario) -> Sequence[tuple[Any, ...]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from shadowmmu.events import schema
 from shadowmmu.events.commands import HOST_COMMAND
-from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCR, Scenario
+from shadowmmu.events.schema import CODE_NESTED, DEFAULT_VTCRS, Scenario
 from shadowmmu.events.words import (
     AT_OPERATIONS,
     EL2_SCOPES,
@@ -15,6 +15,7 @@ from shadowmmu.events.words import (
     register_word,
     size_word,
 )
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
@@ -100,8 +101,10 @@ def write_script(scenario: Scenario) -> str:
     lines = [f"mem {scenario.memory_bytes}"]
     if scenario.vcpus != 1:
         lines.append(f"vcpus {scenario.vcpus}")
+    if scenario.granule != DEFAULT_GRANULE:
+        lines.append(f"granule {scenario.granule}")
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
-    vtcr, code, on = DEFAULT_VTCR, CODE_NESTED, 0
+    vtcr, code, on = DEFAULT_VTCRS[scenario.granule], CODE_NESTED, 0
     events = scenario.events
     columns = [events[name].tolist() for name in ("kind", "vcpu", "a", "c", "d", "e")]
     for index, (kind, vcpu, a, c, d, e) in enumerate(zip(*columns, strict=True)):

@@ -13,14 +13,11 @@ import numpy as np
 
 from shadowmmu.events import schema
 from shadowmmu.events.population import (
-    BLOCK,
     IPAS2E1IS,
-    LEVEL,
-    PAGE,
     Population,
+    Sizes,
     enter,
     fill,
-    level_hint,
     mapped_page,
     populate,
     revisit,
@@ -28,8 +25,8 @@ from shadowmmu.events.population import (
 )
 from shadowmmu.events.schema import CODE_CANONICAL, CODE_NESTED, EventTable, Scenario
 from shadowmmu.events.words import attributes
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
-DEFAULT_SIZES: Mapping[int, float] = {PAGE: 0.98, BLOCK: 0.02}
 MOST_VMIDS = 1 << 16
 TABLES_OF_A_ROOT = 3
 """Table pages of a root that maps L2's code only: one of each level."""
@@ -71,30 +68,35 @@ QUIET = Rounds()
 def storm(
     mmus: int = 4,
     leaves: int = 1_000_000,
-    leaf_sizes: Mapping[int, float] = DEFAULT_SIZES,
+    leaf_sizes: Mapping[int, float] | None = None,
     cluster: float = 64,
     alias_rate: float = 0.0,
     notifiers: int = 8,
-    notifier_bytes: int = PAGE,
+    notifier_bytes: int | None = None,
     refault: str | float = "all",
     seed: int = 1,
     shared: bool = False,
     rounds: Rounds = QUIET,
+    granule: str = DEFAULT_GRANULE,
 ) -> Scenario:
     """A notifier storm over a population (``events.population``); O(leaves / cluster).
 
-    L1 makes one root an MMU (VMIDs from 1), the host writes all the data first, 2 MiB leaves lie over an
+    ``granule`` is the page size of the host and of L1's tables. L1 makes one root an MMU (VMIDs from 1), the
+    host writes all the data first, blocks lie over an
     area advised for huge pages, and L2 writes every leaf once. Then ``notifiers`` times: DONTNEED of
     ``notifier_bytes`` at a mapped place, the host writes it again, and L2 writes all leaves (``refault``
     ``"all"``) or those of that fraction of the runs in every MMU. ``rounds`` says what else happens.
 
     The same arguments give the same events. Raises ValueError for arguments out of range and for layouts
-    that do not fit 39 bits of nested IPA or 48 bits of canonical IPA.
+    that do not fit the nested IPAs of the default VTCR_EL2 (39 bits; 36 with 16K) or 48 bits of canonical
+    IPA.
     """
+    sizes = Sizes.of(granule)
+    taken = sizes.page if notifier_bytes is None else notifier_bytes
     if notifiers < 0:
         raise ValueError(f"notifiers is {notifiers}, expected 0 or more")
-    if notifier_bytes <= 0 or notifier_bytes % PAGE:
-        raise ValueError(f"notifier_bytes is {notifier_bytes}, expected a multiple of {PAGE}")
+    if taken <= 0 or taken % sizes.page:
+        raise ValueError(f"notifier_bytes is {taken}, expected a multiple of {sizes.page}")
     fraction = 1.0 if refault == "all" else refault
     if isinstance(fraction, str) or not 0 <= fraction <= 1:
         raise ValueError(f"refault is {refault!r}, expected 'all' or 0 to 1")
@@ -102,7 +104,8 @@ def storm(
     random = np.random.default_rng(seed)
     fresh = rounds.recycles * -(-notifiers // rounds.burst)
     spare = fresh * TABLES_OF_A_ROOT
-    population = populate(random, mmus, leaves, leaf_sizes, cluster, alias_rate, shared, spare)
+    shares = sizes.shares() if leaf_sizes is None else leaf_sizes
+    population = populate(random, mmus, leaves, shares, cluster, alias_rate, shared, spare, sizes=sizes)
     if mmus + fresh >= MOST_VMIDS:
         raise ValueError(f"recycles makes {fresh} L2s, expected fewer than {MOST_VMIDS - mmus}")
     table = EventTable()
@@ -110,16 +113,16 @@ def storm(
     nobody = population.end
     unmapped = rounds.target == "unmapped"
     if unmapped:
-        table.append(schema.HOST_WRITE, nobody, max(BLOCK, notifier_bytes))
+        table.append(schema.HOST_WRITE, nobody, max(sizes.block, taken))
     storms = _Storm(table, random, population, rounds, mmus)
     for k in range(notifiers):
         table.append(schema.MARK, k + 1)
-        storms.notify(nobody if unmapped else None, notifier_bytes)
+        storms.notify(nobody if unmapped else None, taken)
         if (k + 1) % rounds.burst == 0 or k + 1 == notifiers:
             storms.guests_run(fraction)
     name = f"storm-{mmus}x{leaves // mmus}-seed{seed}"
     labels = ["fill", *(f"notifier {k}" for k in range(notifiers))]
-    return scenario_of(name, population, table, labels, max(BLOCK, notifier_bytes) if unmapped else 0)
+    return scenario_of(name, population, table, labels, max(sizes.block, taken) if unmapped else 0)
 
 
 @dataclass
@@ -149,16 +152,18 @@ class _Storm:
             self._move()
         for _ in range(self.rounds.recycles):
             self.fresh += 1
-            self.table.append(schema.SET_STAGE2, 0, self.fresh, schema.DEFAULT_VTCR)
-            self.table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, PAGE, 3, attributes("rx"))
-            self.table.append(schema.TOUCH, CODE_NESTED, PAGE, 1, schema.READ, CODE_NESTED)
+            sizes = self.population.sizes
+            self.table.append(schema.SET_STAGE2, 0, self.fresh, sizes.vtcr)
+            self.table.append(schema.MAP_GUEST, CODE_NESTED, CODE_CANONICAL, sizes.page, 3, attributes("rx"))
+            self.table.append(schema.TOUCH, CODE_NESTED, sizes.page, 1, schema.READ, CODE_NESTED)
         revisit(self.table, self.random, self.population, fraction, self.rounds.writes)
 
     def _move(self) -> None:
         """L1 swaps the canonical pages of two leaves of the same size in one MMU."""
         k = int(self.random.integers(len(self.population.runs)))
         runs = self.population.runs[k][0]
-        size, level = runs.leaf_size, LEVEL[runs.leaf_size]
+        size, sizes = runs.leaf_size, self.population.sizes
+        level = sizes.level(size)
         ends = np.cumsum(runs.count)
         places = []
         for leaf in self.random.integers(int(ends[-1]), size=2).tolist():
@@ -172,7 +177,7 @@ class _Storm:
         enter(self.table, self.population, k)
         for nested_ipa, _ in places:
             self.table.append(schema.UNMAP_GUEST, nested_ipa, size, level)
-            self.table.append(schema.TLBI, IPAS2E1IS, nested_ipa >> 12 | level_hint(level))
+            self.table.append(schema.TLBI, IPAS2E1IS, nested_ipa >> 12 | sizes.level_hint(size))
         for (nested_ipa, _), (_, canonical_ipa) in zip(places, reversed(places), strict=True):
             self.table.append(schema.MAP_GUEST, nested_ipa, canonical_ipa, size, level, attributes("rw"))
             self.population.moved[k, nested_ipa] = canonical_ipa

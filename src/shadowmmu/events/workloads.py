@@ -13,9 +13,9 @@ from shadowmmu.errors import InputError
 from shadowmmu.events.host_passes import balloon, ksm, numa_balancing, thp_collapse
 from shadowmmu.events.host_rounds import live_migration, memslot_churn
 from shadowmmu.events.l2_boot import FIRST_TOUCHES, l2_boot
-from shadowmmu.events.population import BLOCK, PAGE
+from shadowmmu.events.population import BLOCK, DEFAULT_SIZES, PAGE
 from shadowmmu.events.schema import Scenario
-from shadowmmu.events.storm import DEFAULT_SIZES, Rounds, storm
+from shadowmmu.events.storm import Rounds, storm
 
 Value: TypeAlias = int | float | str
 Build: TypeAlias = Callable[..., Scenario]
@@ -24,7 +24,7 @@ SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 LEAF_SIZES: Final[dict[str, Mapping[int, float]]] = {
     "4K": {PAGE: 1},
     "2M": {BLOCK: 1},
-    "mixed": DEFAULT_SIZES,
+    "mixed": DEFAULT_SIZES.shares(),
 }
 
 

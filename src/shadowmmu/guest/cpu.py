@@ -14,7 +14,8 @@ from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.guest.layout import L1_LOOP_PAGE, REGISTER_LOAD, REGISTER_STORE, ZERO
 from shadowmmu.host.advise import plan_mprotect
-from shadowmmu.host.layout import HVA_BASE, PAGE_SHIFT, R_PAGES, VM_READ, VM_WRITE
+from shadowmmu.host.geometry import page_shift
+from shadowmmu.host.layout import HVA_BASE, R_PAGES, VM_READ, VM_WRITE
 from shadowmmu.kvm.fault import Abort, handle_guest_abort
 from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
 from shadowmmu.kvm.notifier import run_host_plan
@@ -29,7 +30,8 @@ DONE: Final = 100
 STUCK: Final = 101
 TRIES: Final = 64
 """Retries after which an access counts as making no progress (invariant A14)."""
-PAGE_MASK: Final = ~U64(0xFFF)
+FAULT_PAGE: Final = ~U64(0xFFF)
+"""HPFAR_EL2.FIPA holds bits 12 and up, whatever the granule."""
 MAPS_NOTHING: Final = ZERO
 
 
@@ -44,7 +46,7 @@ def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
         return DONE
     register = REGISTER_STORE if access == WRITE else REGISTER_LOAD
     esr = abort_syndrome(access, register, fault_status(kind, walk.level))
-    outcome = handle_guest_abort(s, vcpu, Abort(ipa & PAGE_MASK, ipa, esr, pc, access, kind, walk.level))
+    outcome = handle_guest_abort(s, vcpu, Abort(ipa & FAULT_PAGE, ipa, esr, pc, access, kind, walk.level))
     if outcome == EFAULT_EXIT or outcome == MMIO_EXIT:
         return leave_for_vmm(s, vcpu, outcome)
     return outcome
@@ -65,7 +67,7 @@ def leave_for_vmm(s: State, vcpu: int, why: int) -> int:
 def vmm_makes_writable(s: State) -> int:
     """The VMM's answer to an -EFAULT exit: mprotect all its memory read-write, run the vCPU again."""
     observe(s, ERROR, ZERO, ZERO, ZERO, ZERO, ZERO)
-    size = s.regs[R_PAGES] << PAGE_SHIFT
+    size = s.regs[R_PAGES] << page_shift(s)
     steps = plan_mprotect(s, HVA_BASE, size, I64(VM_READ | VM_WRITE))
     if steps < 0:
         return STUCK

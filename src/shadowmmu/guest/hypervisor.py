@@ -1,7 +1,8 @@
 """L1 at work: it boots, makes stage-2 tables, writes and clears leaves in them.
 
 Every load and store goes through the canonical stage 2, so it may fault and be backed like any other
-access of the guest. Tables are 4K granule, levels 1 to 3, taken one page at a time from a pool.
+access of the guest. Tables have the granule of VTCR_EL2 and one root page: levels 1 to 3 with 4K pages,
+2 to 3 with 16K and 64K. They are taken one page at a time from a pool.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.arch.fault import EXECUTE, READ, WRITE
+from shadowmmu.arch.regime import SHIFT_4K, TG0_MASK, TG0_SHIFT, granule_shift
 from shadowmmu.arch.stage2 import OA_BITS, TABLE_TYPE
-from shadowmmu.compiled import U64, Word, kernel
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, l1_access, l1_address
 from shadowmmu.guest.layout import (
     G_POOL,
@@ -19,22 +21,19 @@ from shadowmmu.guest.layout import (
     L1_START_PAGE,
     L2_CODE_PAGE,
     MAILBOX_PAGE,
+    ONE,
     TABLE_POOL,
     ZERO,
 )
-from shadowmmu.host.layout import PAGE_SIZE
+from shadowmmu.host.geometry import page_size
 from shadowmmu.kvm.at import handle_at
-from shadowmmu.kvm.layout import BOOTED, V_STATE
+from shadowmmu.kvm.layout import BOOTED, V_STATE, V_VTCR
 from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import State
 
-NINE: Final = U64(9)
 THREE: Final = U64(3)
-INDEX: Final = U64(511)
 PAGE_TYPE: Final = U64(3)
 BLOCK_TYPE: Final = U64(1)
-TOP_SHIFT: Final = U64(30)
-FIRST_LEVEL: Final = 1
 WORD_BYTES: Final = U64(8)
 
 
@@ -106,17 +105,47 @@ def l1_at(s: State, vcpu: int, operation: int, va: Word) -> int:
     return STUCK
 
 
+@inline
+def table_shift(vtcr: Word) -> int:
+    """Address bits inside a page of the tables that L1 builds for ``vtcr``."""
+    return granule_shift((vtcr >> TG0_SHIFT) & TG0_MASK)
+
+
+@inline
+def guest_leaf(s: State, vcpu: int, level: Word) -> Word:
+    """Bytes of one ``level`` leaf of L1's tables."""
+    shift = table_shift(s.vcpus[vcpu, V_VTCR])
+    return ONE << U64(shift + (shift - 3) * (3 - I64(level)))
+
+
 @kernel
-def new_table(s: State, vcpu: int) -> Word:
-    """A zeroed page from L1's pool, whose next page L1 keeps beside its code."""
+def use_stack(s: State, vcpu: int, access: int) -> None:
+    """L1 saves registers on its stack, or reads them back, around its work on tables of larger pages."""
+    if table_shift(s.vcpus[vcpu, V_VTCR]) != SHIFT_4K:
+        l1_access(s, vcpu, L1_STACK_PAGE, access, L1_LOOP_PAGE)
+
+
+@kernel
+def clear_page(s: State, vcpu: int, canonical_ipa: Word, size: Word) -> None:
+    """L1 zeroes ``size`` bytes within one page of the host."""
+    pa = l1_address(s, vcpu, canonical_ipa, WRITE)
+    if pa == ZERO:
+        return
+    for i in range(I64(size >> THREE)):
+        if read_memory(s, pa + U64(i) * WORD_BYTES) != ZERO:
+            write_memory(s, pa + U64(i) * WORD_BYTES, ZERO)
+
+
+@kernel
+def new_table(s: State, vcpu: int, shift: int) -> Word:
+    """A zeroed page of ``shift`` address bits from L1's pool, whose next page L1 keeps beside its code."""
     l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, L1_LOOP_PAGE)
-    table = s.regs[G_POOL]
-    s.regs[G_POOL] = table + PAGE_SIZE
-    pa = l1_address(s, vcpu, table, WRITE)
-    if pa != ZERO:
-        for i in range(512):
-            if read_memory(s, pa + U64(i) * WORD_BYTES) != ZERO:
-                write_memory(s, pa + U64(i) * WORD_BYTES, ZERO)
+    size = ONE << U64(shift)
+    table = (s.regs[G_POOL] + size - ONE) & ~(size - ONE)
+    s.regs[G_POOL] = table + size
+    step = min(size, page_size(s))
+    for i in range(I64(size // step)):
+        clear_page(s, vcpu, table + U64(i) * step, step)
     return table
 
 
@@ -128,21 +157,24 @@ def set_leaf(
 
     No TLBI: that is a command of its own.
     """
+    page = table_shift(s.vcpus[vcpu, V_VTCR])
+    stride = U64(page - 3)
+    index = (ONE << stride) - ONE
+    at = 1 if page == SHIFT_4K else 2
     table = root
-    shift = TOP_SHIFT
-    at = FIRST_LEVEL
+    shift = U64(page) + stride * U64(3 - at)
     while at < level:
-        entry = table + (((nested_ipa >> shift) & INDEX) << THREE)
+        entry = table + (((nested_ipa >> shift) & index) << THREE)
         descriptor = l1_load(s, vcpu, entry)
         if descriptor & TABLE_TYPE != TABLE_TYPE:
             if attributes == ZERO:
                 return
-            descriptor = new_table(s, vcpu) | TABLE_TYPE
+            descriptor = new_table(s, vcpu, page) | TABLE_TYPE
             l1_store(s, vcpu, entry, descriptor)
         table = descriptor & OA_BITS
-        shift -= NINE
+        shift -= stride
         at += 1
     value = ZERO
     if attributes != ZERO:
         value = canonical_ipa | attributes | (PAGE_TYPE if level == 3 else BLOCK_TYPE)
-    l1_store(s, vcpu, table + (((nested_ipa >> shift) & INDEX) << THREE), value)
+    l1_store(s, vcpu, table + (((nested_ipa >> shift) & index) << THREE), value)

@@ -9,24 +9,19 @@ from typing import Final
 
 from shadowmmu.compiled import I64, U64, kernel
 from shadowmmu.host.cutting import close_plan, hugetlb_cut, plan_modify, range_end
+from shadowmmu.host.geometry import giga_mask, giga_size, huge_mask, huge_size, page_size, pages_per_huge
 from shadowmmu.host.layout import (
     E_HUGE,
     E_IDLE,
     E_ZERO,
     EINVAL,
     ENOMEM,
-    GIGA_MASK,
-    GIGA_SIZE,
-    HUGE_MASK,
-    HUGE_SIZE,
     MADV_HUGEPAGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
     NO_ROWS,
     ONE,
     ONE_ROW,
-    PAGE_SIZE,
-    PAGES_PER_HUGE,
     PMD_TABLE,
     R_DRAFT_CHANGED,
     R_PLAN_BASE,
@@ -73,7 +68,7 @@ def put_change(s: State, rows: int, start: Word, end: Word, flags: Word) -> int:
     here = start
     if flags & VM_HUGETLB == ZERO:
         while here < end and not populated(s, here):
-            here = (here & GIGA_MASK) + GIGA_SIZE
+            here = (here & giga_mask(s)) + giga_size(s)
     if here >= end:
         return rows
     rows = put_start(s, rows, here, end)
@@ -101,7 +96,7 @@ def plan_mprotect(s: State, hva: Word, size: Word, prot: int) -> int:
     """
     s.regs[R_RESUME] = ZERO
     s.regs[R_RESULT] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     open_draft(s)
@@ -148,7 +143,7 @@ def plan_advise(s: State, hva: Word, size: Word, advice: int) -> int:
     """
     s.regs[R_RESUME] = ZERO
     s.regs[R_RESULT] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO or (advice != MADV_HUGEPAGE and advice != MADV_NOHUGEPAGE and advice != MADV_MERGEABLE):
         return -EINVAL
     open_draft(s)
@@ -180,14 +175,14 @@ def may_collapse(s: State, row: int) -> bool:
     flags = s.vmas[row, V_FLAGS]
     if flags & (VM_NOHUGEPAGE | VM_HUGETLB) != ZERO or s.vmas[row, V_ANON] == ZERO:
         return False
-    first = (s.vmas[row, V_START] + HUGE_SIZE - ONE) & HUGE_MASK
-    return bool(first + HUGE_SIZE <= s.vmas[row, V_END])
+    first = (s.vmas[row, V_START] + huge_size(s) - ONE) & huge_mask(s)
+    return bool(first + huge_size(s) <= s.vmas[row, V_END])
 
 
 @kernel
 def collapse_fits(s: State, rows: int) -> bool:
     """Whether one more collapse fits the plan and the data frames; each before it took four rows."""
-    frames = (rows // 4 + 2) * PAGES_PER_HUGE
+    frames = (rows // 4 + 2) * pages_per_huge(s)
     last = I64(s.regs[R_PLAN_BASE]) + rows + 4
     return bool(last <= len(s.plan) and I64(s.regs[R_NEXT_DATA]) + frames <= len(s.content))
 
@@ -197,18 +192,18 @@ def plan_collapse_blocks(s: State, rows: int, first: Word, last: Word, flags: Wo
     """Plan the collapse of every 2M of [first, last), in one VMA, that has a table, as far as it fits."""
     block = first
     while block < last:
-        word = s.hpmd[block_index(block)]
+        word = s.hpmd[block_index(s, block)]
         if word == PMD_TABLE:
             if not collapse_fits(s, rows):
                 s.regs[R_RESUME] = block
                 return rows
-            rows = put_start(s, rows, block, block + HUGE_SIZE)
+            rows = put_start(s, rows, block, block + huge_size(s))
             rows = put(s, rows, DETACH, block, ZERO, ZERO)
-            rows = put_end(s, rows, block, block + HUGE_SIZE)
+            rows = put_end(s, rows, block, block + huge_size(s))
             rows = put(s, rows, COLLAPSE, block, flags, ZERO)
         elif word & E_HUGE == ZERO:
             s.regs[R_RESULT] = U64(EINVAL)
-        block += HUGE_SIZE
+        block += huge_size(s)
     return rows
 
 
@@ -225,7 +220,7 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     rows = NO_ROWS
@@ -241,8 +236,8 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
             error = ENOMEM
             here = s.vmas[row, V_START]
         stop = min(end, s.vmas[row, V_END])
-        first = (here + HUGE_SIZE - ONE) & HUGE_MASK
-        last = stop & HUGE_MASK
+        first = (here + huge_size(s) - ONE) & huge_mask(s)
+        last = stop & huge_mask(s)
         if not may_collapse(s, row) or first > last:
             error = EINVAL
             break
@@ -265,7 +260,7 @@ def plan_pageout(s: State, hva: Word, size: Word) -> int:
     Of a huge page, whole or in part, Linux splits the folio with a notifier for each VMA that maps it (seen
     on the running 7.3.4): left out.
     """
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     here = hva
@@ -288,11 +283,11 @@ def idle_size(s: State, hva: Word) -> Word:
     if word == ZERO or word & E_ZERO != ZERO:
         return ZERO
     if word & E_HUGE == ZERO:
-        return PAGE_SIZE
+        return page_size(s)
     row = find_vma(s, NO_ROWS, vma_count(s), hva)
-    if hva & HUGE_MASK != hva or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+    if hva & huge_mask(s) != hva or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
         return ZERO
-    return HUGE_SIZE
+    return huge_size(s)
 
 
 @kernel
@@ -305,7 +300,7 @@ def plan_idle(s: State, hva: Word) -> int:
     """
     if not in_region(s, hva):
         return 0
-    page = page_of(hva)
+    page = page_of(s, hva)
     size = idle_size(s, page)
     if size == ZERO:
         return 0
@@ -322,7 +317,7 @@ def plan_idle_check(s: State, hva: Word) -> int:
     """
     if not in_region(s, hva):
         return 0
-    page = page_of(hva)
+    page = page_of(s, hva)
     size = idle_size(s, page)
     if size == ZERO or entry_at(s, page) & E_IDLE == ZERO:
         return 0

@@ -10,17 +10,14 @@ from __future__ import annotations
 from shadowmmu.compiled import Word, kernel
 from shadowmmu.host.advise import may_collapse, plan_collapse_blocks
 from shadowmmu.host.cutting import range_end
+from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
 from shadowmmu.host.layout import (
     E_FOLIO,
     E_HUGE,
     E_ZERO,
     EINVAL,
-    HUGE_MASK,
-    HUGE_SIZE,
     NO_ROWS,
     ONE,
-    PAGE_SIZE,
-    PAGES_PER_HUGE,
     PMD_TABLE,
     R_RESULT,
     R_RESUME,
@@ -44,8 +41,8 @@ def plan_move_split(s: State, hva: Word) -> int:
     The kernel moves each part's entries inside that part's notifier and copies after the last; here all
     happens inside the last one.
     """
-    block = hva & HUGE_MASK
-    end = block + HUGE_SIZE
+    block = hva & huge_mask(s)
+    end = block + huge_size(s)
     rows = NO_ROWS
     count = vma_count(s)
     row = find_vma(s, NO_ROWS, count, block)
@@ -71,17 +68,17 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
     the folio first: read, left out.
     """
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     here = hva
     count = vma_count(s)
     while here < end and in_region(s, here):
         word = entry_at(s, here)
-        block = here & HUGE_MASK
-        following = here + PAGE_SIZE
+        block = here & huge_mask(s)
+        following = here + page_size(s)
         if word & (E_HUGE | E_FOLIO) != ZERO:
-            following = block + HUGE_SIZE
+            following = block + huge_size(s)
         row = find_vma(s, NO_ROWS, count, here)
         if word != ZERO and word & E_ZERO == ZERO and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
@@ -102,10 +99,10 @@ def worth_collapsing(s: State, block: Word) -> bool:
 
     Every page counts as referenced; ``max_ptes_none`` is its default, 511.
     """
-    first = block_index(block)
+    first = block_index(s, block)
     if s.hpmd[first] != PMD_TABLE:
         return False
-    for page in range(first * PAGES_PER_HUGE, (first + 1) * PAGES_PER_HUGE):
+    for page in range(first * pages_per_huge(s), (first + 1) * pages_per_huge(s)):
         word = s.hpte[page]
         if word != ZERO and word & E_ZERO == ZERO:
             return True
@@ -124,13 +121,13 @@ def plan_khugepaged(s: State, hva: Word) -> int:
     row = find_vma(s, NO_ROWS, count, hva)
     while row < count:
         if s.vmas[row, V_FLAGS] & VM_HUGEPAGE != ZERO and may_collapse(s, row):
-            block = (max(hva, s.vmas[row, V_START]) + HUGE_SIZE - ONE) & HUGE_MASK
-            while block + HUGE_SIZE <= s.vmas[row, V_END]:
+            block = (max(hva, s.vmas[row, V_START]) + huge_size(s) - ONE) & huge_mask(s)
+            while block + huge_size(s) <= s.vmas[row, V_END]:
                 if worth_collapsing(s, block):
-                    rows = plan_collapse_blocks(s, NO_ROWS, block, block + HUGE_SIZE, s.vmas[row, V_FLAGS])
+                    rows = plan_collapse_blocks(s, NO_ROWS, block, block + huge_size(s), s.vmas[row, V_FLAGS])
                     if s.regs[R_RESUME] == ZERO:
-                        s.regs[R_RESUME] = block + HUGE_SIZE
+                        s.regs[R_RESUME] = block + huge_size(s)
                     return rows
-                block += HUGE_SIZE
+                block += huge_size(s)
         row += 1
     return 0

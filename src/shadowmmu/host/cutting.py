@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import U64, kernel
+from shadowmmu.host.geometry import huge_mask, huge_size, page_mask, page_size
 from shadowmmu.host.layout import (
-    HUGE_MASK,
-    HUGE_SIZE,
     NO_ROWS,
     ONE,
     ONE_ROW,
-    PAGE_MASK,
-    PAGE_SIZE,
     R_DRAFT_CHANGED,
     TWO_ROWS,
     V_END,
@@ -31,17 +28,17 @@ ADDRESS_LIMIT: Final = U64(1 << 56)
 
 
 @kernel
-def range_end(hva: Word, size: Word) -> Word:
+def range_end(s: State, hva: Word, size: Word) -> Word:
     """End of [hva, hva + size) rounded up to pages, 0 if ``hva`` is off the page grid or it is too long."""
-    if hva & PAGE_MASK != hva or hva >= ADDRESS_LIMIT or size >= ADDRESS_LIMIT:
+    if hva & page_mask(s) != hva or hva >= ADDRESS_LIMIT or size >= ADDRESS_LIMIT:
         return ZERO
-    return (hva + size + PAGE_SIZE - ONE) & PAGE_MASK
+    return (hva + size + page_size(s) - ONE) & page_mask(s)
 
 
 @kernel
 def hugetlb_cut(s: State, row: int, hva: Word) -> bool:
     """Whether cutting the draft's VMA ``row`` at ``hva`` is refused: hugetlb, off the 2M grid, inside."""
-    if s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO or hva & HUGE_MASK == hva:
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO or hva & huge_mask(s) == hva:
         return False
     return bool(s.vmas[row, V_START] < hva and hva < s.vmas[row, V_END])
 
@@ -54,14 +51,14 @@ def put_split(s: State, rows: int, row: int, hva: Word) -> int:
     then whatever maps the 2M, base pages too. Mirrors ``split_huge_pmd_if_needed`` and
     ``__split_huge_pmd`` (runs 11 and random/*).
     """
-    block = hva & HUGE_MASK
-    if hva == block or block < s.vmas[row, V_START] or block + HUGE_SIZE > s.vmas[row, V_END]:
+    block = hva & huge_mask(s)
+    if hva == block or block < s.vmas[row, V_START] or block + huge_size(s) > s.vmas[row, V_END]:
         return rows
     if not populated(s, block):
         return rows
-    rows = put_start(s, rows, block, block + HUGE_SIZE)
+    rows = put_start(s, rows, block, block + huge_size(s))
     rows = put(s, rows, SPLIT, block, ZERO, ZERO)
-    return put_end(s, rows, block, block + HUGE_SIZE)
+    return put_end(s, rows, block, block + huge_size(s))
 
 
 @kernel

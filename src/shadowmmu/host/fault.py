@@ -7,6 +7,7 @@ no swap, no KSM page and no fork, so a page that is not the zero page belongs to
 from __future__ import annotations
 
 from shadowmmu.compiled import kernel
+from shadowmmu.host.geometry import huge_mask, huge_size, page_size
 from shadowmmu.host.layout import (
     E_HUGE,
     E_IDLE,
@@ -14,11 +15,8 @@ from shadowmmu.host.layout import (
     E_ZERO,
     EAGAIN,
     EFAULT,
-    HUGE_MASK,
-    HUGE_SIZE,
     NO_ROWS,
     ONE,
-    PAGE_SIZE,
     PMD_DETACHED,
     V_ANON,
     V_END,
@@ -50,7 +48,7 @@ def thp_suits(s: State, row: int, block: Word) -> bool:
     """Whether the 2M at ``block`` may be faulted in as one page: THP=madvise (``thp_vma_suitable_order``)."""
     if s.vmas[row, V_FLAGS] & VM_HUGEPAGE == ZERO:
         return False
-    return bool(block >= s.vmas[row, V_START] and block + HUGE_SIZE <= s.vmas[row, V_END])
+    return bool(block >= s.vmas[row, V_START] and block + huge_size(s) <= s.vmas[row, V_END])
 
 
 @kernel
@@ -64,7 +62,7 @@ def put_anon(s: State, rows: int, row: int, hva: Word) -> int:
 @kernel
 def plan_absent(s: State, row: int, hva: Word, write: bool) -> int:
     """Nothing is mapped at page ``hva``: a fresh page or a zero page, of 2M where that suits. No notifier."""
-    block = hva & HUGE_MASK
+    block = hva & huge_mask(s)
     hugetlb = s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO
     fill = ONE if write else ZERO
     zero = ZERO if write else ONE
@@ -72,7 +70,7 @@ def plan_absent(s: State, row: int, hva: Word, write: bool) -> int:
     if hugetlb:
         rows = put_anon(s, rows, row, hva)
         return put(s, rows, FILL_HUGE, block, ZERO, fill)
-    if s.hpmd[block_index(hva)] == ZERO and thp_suits(s, row, block):
+    if s.hpmd[block_index(s, hva)] == ZERO and thp_suits(s, row, block):
         rows = put_anon(s, rows, row, hva)
         return put(s, rows, FILL_HUGE, block, zero, fill)
     if write:
@@ -91,8 +89,8 @@ def plan_write_protected(s: State, row: int, hva: Word, word: Word) -> int:
     if word & E_ZERO == ZERO:
         return put(s, NO_ROWS, MAKE_WRITABLE, hva, ZERO, ZERO)
     huge = word & E_HUGE != ZERO
-    start = hva & HUGE_MASK if huge else hva
-    end = start + (HUGE_SIZE if huge else PAGE_SIZE)
+    start = hva & huge_mask(s) if huge else hva
+    end = start + (huge_size(s) if huge else page_size(s))
     rows = put_anon(s, NO_ROWS, row, hva)
     rows = put_start(s, rows, start, end)
     if huge:
@@ -120,9 +118,9 @@ def plan_touch(s: State, hva: Word, write: bool) -> int:
     wanted = VM_WRITE if write else VM_READ
     if s.vmas[row, V_FLAGS] & wanted == ZERO:
         return -EFAULT
-    if s.hpmd[block_index(hva)] == PMD_DETACHED:
+    if s.hpmd[block_index(s, hva)] == PMD_DETACHED:
         return -EAGAIN
-    page = page_of(hva)
+    page = page_of(s, hva)
     word = entry_at(s, hva)
     if word == ZERO:
         return plan_absent(s, row, page, write)

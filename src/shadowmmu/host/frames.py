@@ -6,7 +6,8 @@ A huge page whose leaf was split stays one folio: its pages carry ``E_FOLIO`` an
 from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, PAGE_SHIFT, PAGE_SIZE, PAGES_PER_HUGE, ZERO
+from shadowmmu.host.geometry import page_shift, page_size, pages_per_huge
+from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, ZERO
 from shadowmmu.host.tables import block_index, fresh_huge, fresh_page, page_index
 from shadowmmu.machine.frames import data_frame
 from shadowmmu.machine.state import State
@@ -33,32 +34,32 @@ def move_huge(s: State, block: int) -> None:
     source = word & E_ADDRESS
     target = fresh_huge(s)
     s.hpmd[block] = readdressed(word, target)
-    for _ in range(PAGES_PER_HUGE):
+    for _ in range(pages_per_huge(s)):
         move_content(s, source, target)
-        source += PAGE_SIZE
-        target += PAGE_SIZE
+        source += page_size(s)
+        target += page_size(s)
 
 
 @kernel
 def move_split(s: State, block: int) -> None:
     """New frames, side by side, for what is still mapped of the split huge page in ``block``."""
     base = fresh_huge(s)
-    for page in range(PAGES_PER_HUGE):
-        word = s.hpte[block * PAGES_PER_HUGE + page]
+    for page in range(pages_per_huge(s)):
+        word = s.hpte[block * pages_per_huge(s) + page]
         if word & E_FOLIO != ZERO:
-            target = base + (U64(page) << PAGE_SHIFT)
+            target = base + (U64(page) << page_shift(s))
             move_content(s, word & E_ADDRESS, target)
-            s.hpte[block * PAGES_PER_HUGE + page] = readdressed(word, target)
+            s.hpte[block * pages_per_huge(s) + page] = readdressed(word, target)
 
 
 @kernel
 def move(s: State, hva: Word) -> None:
     """New frames for the folio mapped at ``hva``. Mirrors ``migrate_folio`` between its two rmap walks."""
-    block = block_index(hva)
+    block = block_index(s, hva)
     if s.hpmd[block] & E_HUGE != ZERO:
         move_huge(s, block)
         return
-    page = page_index(hva)
+    page = page_index(s, hva)
     word = s.hpte[page]
     if word & E_FOLIO != ZERO:
         move_split(s, block)

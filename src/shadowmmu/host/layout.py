@@ -9,7 +9,7 @@
 ``hpte``
     one word per 4K page; it counts only while the page's ``hpmd`` word says ``PMD_TABLE``.
 
-The host's page size is 4K and its huge page 2M, whatever the granule of the tables under test.
+Sizes are those of the 4K granule here; ``host.geometry`` has those of the machine's.
 """
 
 from __future__ import annotations
@@ -20,18 +20,8 @@ from shadowmmu.compiled import I64, U64
 from shadowmmu.machine.state import R_HOST
 
 HVA_BASE: Final = U64(0x4000_0000_0000)
-"""Host virtual address of the first byte of the VMM's memory: 1G aligned, as the rig's VMM takes care of."""
+"""Host virtual address of the first byte of the VMM's memory: aligned to every size of any granule."""
 
-PAGE_SHIFT: Final = U64(12)
-HUGE_SHIFT: Final = U64(21)
-GIGA_SHIFT: Final = U64(30)
-PAGE_SIZE: Final = U64(1 << 12)
-HUGE_SIZE: Final = U64(1 << 21)
-GIGA_SIZE: Final = U64(1 << 30)
-PAGE_MASK: Final = U64(0xFFFF_FFFF_FFFF_F000)
-HUGE_MASK: Final = U64(0xFFFF_FFFF_FFE0_0000)
-GIGA_MASK: Final = U64(0xFFFF_FFFF_C000_0000)
-PAGES_PER_HUGE: Final = 512
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
 NO_ROWS: Final[int] = I64(0)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from shadowmmu.compiled import U64, inline, kernel
 from shadowmmu.host.cutting import close_plan, hugetlb_cut, plan_cut, range_end
+from shadowmmu.host.geometry import huge_mask, huge_size
 from shadowmmu.host.layout import (
     E_HUGE,
     E_ZERO,
     EINVAL,
     ENOMEM,
-    HUGE_MASK,
-    HUGE_SIZE,
     HVA_BASE,
     NO_ROWS,
     ONE,
@@ -49,7 +48,7 @@ from shadowmmu.machine.state import State, Word
 @kernel
 def is_huge(s: State, hva: Word) -> bool:
     """Whether a 2M leaf maps ``hva``, an address of the region."""
-    return bool(s.hpmd[block_index(hva)] & E_HUGE != ZERO)
+    return bool(s.hpmd[block_index(s, hva)] & E_HUGE != ZERO)
 
 
 @kernel
@@ -61,17 +60,17 @@ def plan_zap_vma(s: State, rows: int, start: Word, end: Word) -> int:
     """
     rows = put_start(s, rows, start, end)
     here = start
-    block = start & HUGE_MASK
-    if (start > block or end < block + HUGE_SIZE) and is_huge(s, start):
-        rows = put_start(s, rows, block, block + HUGE_SIZE)
+    block = start & huge_mask(s)
+    if (start > block or end < block + huge_size(s)) and is_huge(s, start):
+        rows = put_start(s, rows, block, block + huge_size(s))
         rows = put(s, rows, SPLIT, block, ZERO, ZERO)
-        rows = put_end(s, rows, block, block + HUGE_SIZE)
-    last = end & HUGE_MASK
+        rows = put_end(s, rows, block, block + huge_size(s))
+    last = end & huge_mask(s)
     if last > block and last < end and is_huge(s, last):
         rows = put(s, rows, ZAP, here, last, ONE)
-        rows = put_start(s, rows, last, last + HUGE_SIZE)
+        rows = put_start(s, rows, last, last + huge_size(s))
         rows = put(s, rows, SPLIT, last, ZERO, ZERO)
-        rows = put_end(s, rows, last, last + HUGE_SIZE)
+        rows = put_end(s, rows, last, last + huge_size(s))
         here = last
     rows = put(s, rows, ZAP, here, end, ONE)
     return put_end(s, rows, start, end)
@@ -80,9 +79,9 @@ def plan_zap_vma(s: State, rows: int, start: Word, end: Word) -> int:
 @inline
 def splits_unevenly(s: State, hva: Word) -> bool:
     """Whether a cut at ``hva`` falls inside a 2M leaf that cannot be split into its own 512 pages."""
-    if hva & HUGE_MASK == hva or not in_region(s, hva):
+    if hva & huge_mask(s) == hva or not in_region(s, hva):
         return False
-    word = s.hpmd[block_index(hva)]
+    word = s.hpmd[block_index(s, hva)]
     if word & E_HUGE == ZERO:
         return False
     row = find_vma(s, 0, vma_count(s), hva)
@@ -99,16 +98,16 @@ def plan_punch(s: State, hva: Word, size: Word) -> int:
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     if splits_unevenly(s, hva) or splits_unevenly(s, end):
         return -EINVAL
     rows = put_start(s, NO_ROWS, hva, end)
-    if hva & HUGE_MASK != hva:
-        rows = put(s, rows, SPLIT, hva & HUGE_MASK, ZERO, ZERO)
-    if end & HUGE_MASK != end:
-        rows = put(s, rows, SPLIT, end & HUGE_MASK, ZERO, ZERO)
+    if hva & huge_mask(s) != hva:
+        rows = put(s, rows, SPLIT, hva & huge_mask(s), ZERO, ZERO)
+    if end & huge_mask(s) != end:
+        rows = put(s, rows, SPLIT, end & huge_mask(s), ZERO, ZERO)
     rows = put(s, rows, ZAP, hva, end, ONE)
     return put_end(s, rows, hva, end)
 
@@ -122,7 +121,7 @@ def plan_dontneed(s: State, hva: Word, size: Word) -> int:
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO:
         return -EINVAL
     rows = NO_ROWS
@@ -136,10 +135,10 @@ def plan_dontneed(s: State, hva: Word, size: Word) -> int:
         stop = min(end, s.vmas[row, V_END])
         reach = stop
         if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-            if here & HUGE_MASK != here:
+            if here & huge_mask(s) != here:
                 s.regs[R_RESULT] = U64(EINVAL)
                 return rows if rows > 0 else -EINVAL
-            reach = stop & HUGE_MASK
+            reach = stop & huge_mask(s)
         if here < reach:
             rows = plan_zap_vma(s, rows, here, reach)
         here = stop
@@ -193,7 +192,7 @@ def plan_munmap(s: State, hva: Word, size: Word) -> int:
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO or end == hva or not in_region(s, hva) or end > region_end(s):
         return -EINVAL
     open_draft(s)
@@ -236,7 +235,7 @@ def plan_mmap(s: State, hva: Word, size: Word) -> int:
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
-    end = range_end(hva, size)
+    end = range_end(s, hva, size)
     if end == ZERO or end == hva:
         return -EINVAL
     if not in_region(s, hva) or end > region_end(s):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from shadowmmu.compiled import I64, U64, kernel
+from shadowmmu.compiled import I64, U64, inline, kernel
+from shadowmmu.host.geometry import pages_per_huge
 from shadowmmu.host.layout import (
-    GIGA_SIZE,
-    HUGE_SIZE,
     HVA_BASE,
     ONE,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    PAGES_PER_HUGE,
     R_HUGE_ZERO,
     R_HUGES,
     R_NEXT_ANON,
@@ -33,17 +29,18 @@ from shadowmmu.host.layout import (
     VMA_COLUMNS,
     ZERO,
 )
+from shadowmmu.machine.granule import DEFAULT_GRANULE, GRANULES, leaf_bytes
 from shadowmmu.machine.state import DATA_BASE, R_NEXT_DATA, R_PAGE_SHIFT, State, grow
 
 Backing = Literal["base", "thp", "huge"]
 
 ADVISED: Final = {"base": VM_NOHUGEPAGE, "thp": VM_HUGEPAGE, "huge": VM_HUGETLB}
 
-ZERO_FRAMES: Final = 2 * PAGES_PER_HUGE
-"""Data frames that setup hands out at most: the huge zero page (aligned) and the zero page."""
+ZERO_HUGES: Final = 2
+"""Huge pages whose frames setup hands out at most: the huge zero page (aligned) and the zero page."""
 
-FRAMES_PER_STEP: Final = 2 * PAGES_PER_HUGE
-"""Data frames one step takes at most: a huge page and the frames lost to its alignment."""
+HUGES_PER_STEP: Final = 2
+"""Huge pages whose frames one step takes at most: one, and the frames lost to its alignment."""
 
 VMAS_PER_PLAN: Final = 2
 """VMAs one operation adds at most: it cuts at two places."""
@@ -55,50 +52,55 @@ ROWS_PER_PLAN: Final = 64
 """Plan rows needed whatever the number of VMAs."""
 
 
-def host_arrays(memory_bytes: int) -> dict[str, tuple[int, ...]]:
+@inline
+def frames_per_step(s: State) -> int:
+    """Data frames one step takes at most."""
+    return HUGES_PER_STEP * pages_per_huge(s)
+
+
+def host_arrays(memory_bytes: int, page_shift: int = GRANULES[DEFAULT_GRANULE]) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays that belong to this room, for a VMM with ``memory_bytes`` of RAM.
 
     ``content`` is sized for every page once, the zero pages and one more step: memory that is taken
     away and faulted in again takes fresh frames, so it grows in a long run (``host_grow``).
     """
-    pages = -(-memory_bytes // int(PAGE_SIZE))
-    huges = -(-memory_bytes // int(HUGE_SIZE))
-    gigas = -(-memory_bytes // int(GIGA_SIZE))
+    pages, huges, gigas = (-(-memory_bytes // leaf_bytes(page_shift, level)) for level in (3, 2, 1))
+    per_huge = 1 << (page_shift - 3)
     return {
         "vmas": (256, VMA_COLUMNS),
-        "hpte": (huges * PAGES_PER_HUGE,),
+        "hpte": (huges * per_huge,),
         "hpmd": (huges + gigas,),
         "plan": (128 * ROWS_PER_VMA + ROWS_PER_PLAN, 4),
-        "content": (max(pages, huges * PAGES_PER_HUGE) + ZERO_FRAMES + FRAMES_PER_STEP,),
+        "content": (max(pages, huges * per_huge) + (ZERO_HUGES + HUGES_PER_STEP) * per_huge,),
     }
 
 
 def host_setup(state: State, memory_bytes: int, backing: Backing) -> None:
     """Map the VMM's RAM as the rig's VMM does: one mapping at ``HVA_BASE``, advised as ``backing`` says.
 
-    ``base``: MADV_NOHUGEPAGE, ``thp``: MADV_HUGEPAGE, ``huge``: hugetlb pages of 2M. Nothing is
-    populated. Raises ValueError for an unknown backing, a size that is not whole pages (2M with
-    ``huge``), arrays smaller than ``host_arrays`` or a page size of the machine that is not 4K.
+    ``base``: MADV_NOHUGEPAGE, ``thp``: MADV_HUGEPAGE, ``huge``: hugetlb pages of 2M (32M, 512M).
+    Nothing is populated. Raises ValueError for an unknown backing, a size that is not whole pages (huge
+    ones with ``huge``), and arrays smaller than ``host_arrays``.
     """
     if backing not in ADVISED:
         raise ValueError(f"backing {backing!r}: choose one of {', '.join(ADVISED)}")
-    unit = int(HUGE_SIZE if backing == "huge" else PAGE_SIZE)
+    page_shift = int(state.regs[R_PAGE_SHIFT])
+    unit = leaf_bytes(page_shift, 2 if backing == "huge" else 3)
     if memory_bytes <= 0 or memory_bytes % unit:
         raise ValueError(f"memory of {memory_bytes} bytes is not a multiple of {unit}")
-    if int(state.regs[R_PAGE_SHIFT]) != int(PAGE_SHIFT):
-        raise ValueError("the host's memory manager has pages of 4K: set R_PAGE_SHIFT to 12")
-    wanted = host_arrays(memory_bytes)
+    wanted = host_arrays(memory_bytes, page_shift)
     for name in ("hpte", "hpmd", "content"):
         if getattr(state, name).shape[0] < wanted[name][0]:
             raise ValueError(f"array {name} has fewer than {wanted[name][0]} words")
     regs = state.regs
-    regs[R_PAGES] = U64(memory_bytes >> 12)
-    regs[R_HUGES] = U64(wanted["hpte"][0] // PAGES_PER_HUGE)
+    per_huge = pages_per_huge(state)
+    regs[R_PAGES] = U64(memory_bytes >> page_shift)
+    regs[R_HUGES] = U64(wanted["hpte"][0] // per_huge)
     regs[R_NEXT_ANON] = ONE
-    first = -(-int(regs[R_NEXT_DATA]) // PAGES_PER_HUGE) * PAGES_PER_HUGE
-    regs[R_HUGE_ZERO] = U64(int(DATA_BASE) + (first << 12))
-    regs[R_ZERO_PAGE] = U64(int(DATA_BASE) + ((first + PAGES_PER_HUGE) << 12))
-    regs[R_NEXT_DATA] = U64(first + PAGES_PER_HUGE + 1)
+    first = -(-int(regs[R_NEXT_DATA]) // per_huge) * per_huge
+    regs[R_HUGE_ZERO] = U64(int(DATA_BASE) + (first << page_shift))
+    regs[R_ZERO_PAGE] = U64(int(DATA_BASE) + ((first + per_huge) << page_shift))
+    regs[R_NEXT_DATA] = U64(first + per_huge + 1)
     regs[R_VMAS] = ONE
     state.vmas[0, V_START] = HVA_BASE
     state.vmas[0, V_END] = U64(int(HVA_BASE) + memory_bytes)
@@ -122,7 +124,7 @@ def plan_fits(s: State) -> bool:
 @kernel
 def frames_fit(s: State) -> bool:
     """Whether ``content`` has a word for every data frame that one more step may take."""
-    return bool(I64(s.regs[R_NEXT_DATA]) + FRAMES_PER_STEP <= len(s.content))
+    return bool(I64(s.regs[R_NEXT_DATA]) + frames_per_step(s) <= len(s.content))
 
 
 @kernel

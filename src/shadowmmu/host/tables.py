@@ -11,6 +11,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shadowmmu.compiled import I64, U64, inline, kernel
+from shadowmmu.host.geometry import (
+    giga_mask,
+    giga_shift,
+    giga_size,
+    huge_mask,
+    huge_shift,
+    huge_size,
+    page_mask,
+    page_shift,
+    page_size,
+    pages_per_huge,
+)
 from shadowmmu.host.layout import (
     E_ADDRESS,
     E_FOLIO,
@@ -23,18 +35,8 @@ from shadowmmu.host.layout import (
     E_READ,
     E_WRITE,
     E_ZERO,
-    GIGA_MASK,
-    GIGA_SHIFT,
-    GIGA_SIZE,
-    HUGE_MASK,
-    HUGE_SHIFT,
-    HUGE_SIZE,
     HVA_BASE,
     ONE,
-    PAGE_MASK,
-    PAGE_SHIFT,
-    PAGE_SIZE,
-    PAGES_PER_HUGE,
     PMD_DETACHED,
     PMD_TABLE,
     R_HUGE_ZERO,
@@ -63,27 +65,27 @@ class HostPage(NamedTuple):
 
 
 @inline
-def page_index(hva: Word) -> int:
+def page_index(s: State, hva: Word) -> int:
     """Row of the page in ``hpte``; ``hva`` lies in the region."""
-    return int(I64((hva - HVA_BASE) >> PAGE_SHIFT))
+    return int(I64((hva - HVA_BASE) >> page_shift(s)))
 
 
 @inline
-def block_index(hva: Word) -> int:
+def block_index(s: State, hva: Word) -> int:
     """Row of the 2M block in ``hpmd``; ``hva`` lies in the region."""
-    return int(I64((hva - HVA_BASE) >> HUGE_SHIFT))
+    return int(I64((hva - HVA_BASE) >> huge_shift(s)))
 
 
 @inline
 def giga_index(s: State, hva: Word) -> int:
     """Row of the 1G word in ``hpmd``; ``hva`` lies in the region."""
-    return int(I64(s.regs[R_HUGES]) + I64((hva - HVA_BASE) >> GIGA_SHIFT))
+    return int(I64(s.regs[R_HUGES]) + I64((hva - HVA_BASE) >> giga_shift(s)))
 
 
 @inline
 def region_end(s: State) -> Word:
     """First address behind the region."""
-    return U64(HVA_BASE + (s.regs[R_PAGES] << PAGE_SHIFT))
+    return U64(HVA_BASE + (s.regs[R_PAGES] << page_shift(s)))
 
 
 @inline
@@ -95,11 +97,11 @@ def in_region(s: State, hva: Word) -> bool:
 @kernel
 def entry_at(s: State, hva: Word) -> Word:
     """The leaf word that maps ``hva``, 2M or 4K, 0 when there is none; ``hva`` lies in the region."""
-    upper = s.hpmd[block_index(hva)]
+    upper = s.hpmd[block_index(s, hva)]
     if upper & E_HUGE != ZERO:
         return U64(upper)
     if upper == PMD_TABLE:
-        return U64(s.hpte[page_index(hva)])
+        return U64(s.hpte[page_index(s, hva)])
     return ZERO
 
 
@@ -115,10 +117,10 @@ def translate(s: State, hva: Word) -> HostPage:
     if word & E_READ == ZERO:
         return HostPage(ZERO, ZERO, False)
     pa = word & E_ADDRESS
-    size = PAGE_SIZE
+    size = page_size(s)
     if word & E_HUGE != ZERO:
-        pa += hva & (HUGE_SIZE - PAGE_SIZE)
-        size = HUGE_SIZE
+        pa += hva & (huge_size(s) - page_size(s))
+        size = huge_size(s)
     return HostPage(pa, size, bool(word & E_WRITE != ZERO))
 
 
@@ -133,16 +135,16 @@ def fresh_page(s: State) -> Word:
     """Physical address of a data frame never used before."""
     index = s.regs[R_NEXT_DATA]
     s.regs[R_NEXT_DATA] = index + ONE
-    return U64(DATA_BASE + (index << PAGE_SHIFT))
+    return U64(DATA_BASE + (index << page_shift(s)))
 
 
 @inline
 def fresh_huge(s: State) -> Word:
     """Physical address of 512 data frames never used before, aligned to 2M."""
-    per_huge = U64(PAGES_PER_HUGE)
+    per_huge = U64(pages_per_huge(s))
     index = (s.regs[R_NEXT_DATA] + per_huge - ONE) // per_huge * per_huge
     s.regs[R_NEXT_DATA] = index + per_huge
-    return U64(DATA_BASE + (index << PAGE_SHIFT))
+    return U64(DATA_BASE + (index << page_shift(s)))
 
 
 @kernel
@@ -153,8 +155,8 @@ def fill_page(s: State, hva: Word, zero: bool) -> None:
     """
     s.count[HOST_FAULTS] += 1
     s.hpmd[giga_index(s, hva)] = ONE
-    s.hpmd[block_index(hva)] = PMD_TABLE
-    index = page_index(hva)
+    s.hpmd[block_index(s, hva)] = PMD_TABLE
+    index = page_index(s, hva)
     if zero:
         s.hpte[index] = s.regs[R_ZERO_PAGE] | E_ZERO | E_READ | E_PRESENT
         return
@@ -172,7 +174,7 @@ def fill_huge(s: State, hva: Word, zero: bool, writable: bool) -> None:
     """
     s.count[HOST_FAULTS] += 1
     s.hpmd[giga_index(s, hva)] = ONE
-    block = block_index(hva)
+    block = block_index(s, hva)
     if zero:
         s.hpmd[block] = s.regs[R_HUGE_ZERO] | E_ZERO | E_READ | E_HUGE | E_PRESENT
         return
@@ -188,11 +190,11 @@ def fill_huge(s: State, hva: Word, zero: bool, writable: bool) -> None:
 def make_writable(s: State, hva: Word) -> None:
     """Let the entry of ``hva`` be written: its page belongs to this process alone (``wp_page_reuse``)."""
     s.count[HOST_FAULTS] += 1
-    block = block_index(hva)
+    block = block_index(s, hva)
     if s.hpmd[block] & E_HUGE != ZERO:
         s.hpmd[block] |= E_WRITE
     else:
-        s.hpte[page_index(hva)] |= E_WRITE
+        s.hpte[page_index(s, hva)] |= E_WRITE
 
 
 @kernel
@@ -201,19 +203,19 @@ def split_huge(s: State, hva: Word) -> None:
 
     Mirrors ``split_huge_pmd_locked``. The idle flag, which belongs to the whole folio, is dropped.
     """
-    block = block_index(hva)
+    block = block_index(s, hva)
     word = s.hpmd[block]
     if word & E_HUGE == ZERO:
         return
     word = word & E_NOT_HUGE & E_NOT_IDLE
-    step = PAGE_SIZE
+    step = page_size(s)
     if word & E_ZERO == ZERO:
         word |= E_FOLIO
     else:
         word = (word & ~E_ADDRESS) | s.regs[R_ZERO_PAGE]
         step = ZERO
-    first = block * PAGES_PER_HUGE
-    for page in range(first, first + PAGES_PER_HUGE):
+    first = block * pages_per_huge(s)
+    for page in range(first, first + pages_per_huge(s)):
         s.hpte[page] = word
         word += step
     s.hpmd[block] = PMD_TABLE
@@ -238,20 +240,20 @@ def zap(s: State, start: Word, end: Word, reclaim: bool) -> None:
     """
     here = start
     while here < end:
-        block = block_index(here)
-        stop = min((here & HUGE_MASK) + HUGE_SIZE, end)
+        block = block_index(s, here)
+        stop = min((here & huge_mask(s)) + huge_size(s), end)
         word = s.hpmd[block]
         if word & E_HUGE != ZERO:
             if word & E_ZERO == ZERO:
                 pa = word & E_ADDRESS
-                for _ in range(PAGES_PER_HUGE):
+                for _ in range(pages_per_huge(s)):
                     drop_content(s, pa)
-                    pa += PAGE_SIZE
+                    pa += page_size(s)
             s.hpmd[block] = ZERO
         elif word != ZERO:
-            first = page_index(here)
-            forget_pages(s, first, first + int(I64((stop - here) >> PAGE_SHIFT)))
-            if reclaim and stop - here == HUGE_SIZE:
+            first = page_index(s, here)
+            forget_pages(s, first, first + int(I64((stop - here) >> page_shift(s))))
+            if reclaim and stop - here == huge_size(s):
                 s.hpmd[block] = ZERO
         here = stop
 
@@ -262,12 +264,12 @@ def free_tables(s: State, floor: Word, ceiling: Word) -> None:
 
     Mirrors ``free_pgd_range``.
     """
-    first = (floor + HUGE_SIZE - ONE) & HUGE_MASK
-    last = ceiling & HUGE_MASK
+    first = (floor + huge_size(s) - ONE) & huge_mask(s)
+    last = ceiling & huge_mask(s)
     if first < last:
-        s.hpmd[block_index(first) : block_index(last)] = ZERO
-    first = (floor + GIGA_SIZE - ONE) & GIGA_MASK
-    last = ceiling & GIGA_MASK
+        s.hpmd[block_index(s, first) : block_index(s, last)] = ZERO
+    first = (floor + giga_size(s) - ONE) & giga_mask(s)
+    last = ceiling & giga_mask(s)
     if first < last:
         s.hpmd[giga_index(s, first) : giga_index(s, last)] = ZERO
 
@@ -295,14 +297,14 @@ def change_access(s: State, start: Word, end: Word, flags: Word) -> None:
     """
     here = start
     while here < end:
-        block = block_index(here)
-        stop = min((here & HUGE_MASK) + HUGE_SIZE, end)
+        block = block_index(s, here)
+        stop = min((here & huge_mask(s)) + huge_size(s), end)
         word = s.hpmd[block]
         if word & E_HUGE != ZERO:
             s.hpmd[block] = access_word(word, flags)
         elif word != ZERO:
-            first = page_index(here)
-            for page in range(first, first + I64((stop - here) >> PAGE_SHIFT)):
+            first = page_index(s, here)
+            for page in range(first, first + I64((stop - here) >> page_shift(s))):
                 s.hpte[page] = access_word(s.hpte[page], flags)
         here = stop
 
@@ -310,7 +312,7 @@ def change_access(s: State, start: Word, end: Word, flags: Word) -> None:
 @kernel
 def detach_table(s: State, hva: Word) -> None:
     """Take the table of a 2M block off: nothing in it translates until ``collapse``."""
-    s.hpmd[block_index(hva)] = PMD_DETACHED
+    s.hpmd[block_index(s, hva)] = PMD_DETACHED
 
 
 @kernel
@@ -321,28 +323,28 @@ def collapse(s: State, hva: Word, flags: Word) -> None:
     freed; absent and zero pages read as zeros.
     """
     pa = fresh_huge(s)
-    block = block_index(hva)
-    first = block * PAGES_PER_HUGE
+    block = block_index(s, hva)
+    first = block * pages_per_huge(s)
     target = I64(data_frame(s, pa))
-    for page in range(PAGES_PER_HUGE):
+    for page in range(pages_per_huge(s)):
         old = s.hpte[first + page]
         if old != ZERO and old & E_ZERO == ZERO:
             source = I64(data_frame(s, old & E_ADDRESS))
             s.content[target + page] = s.content[source]
             s.content[source] = ZERO
-    s.hpte[first : first + PAGES_PER_HUGE] = ZERO
+    s.hpte[first : first + pages_per_huge(s)] = ZERO
     s.hpmd[block] = access_word(pa | E_HUGE | E_PRESENT, flags)
 
 
 @kernel
 def set_idle(s: State, hva: Word, idle: bool) -> None:
     """Set or clear the page idle flag of the mapped page (or huge page) of ``hva``."""
-    block = block_index(hva)
+    block = block_index(s, hva)
     flag = E_IDLE if idle else ZERO
     if s.hpmd[block] & E_HUGE != ZERO:
         s.hpmd[block] = (s.hpmd[block] & E_NOT_IDLE) | flag
-    elif s.hpte[page_index(hva)] != ZERO:
-        page = page_index(hva)
+    elif s.hpte[page_index(s, hva)] != ZERO:
+        page = page_index(s, hva)
         s.hpte[page] = (s.hpte[page] & E_NOT_IDLE) | flag
 
 
@@ -355,6 +357,6 @@ def is_idle(s: State, hva: Word) -> bool:
 
 
 @inline
-def page_of(hva: Word) -> Word:
+def page_of(s: State, hva: Word) -> Word:
     """First address of the page of ``hva``."""
-    return hva & PAGE_MASK
+    return hva & page_mask(s)

@@ -33,7 +33,8 @@ from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget, design_prepare, design_record
 from shadowmmu.designs.interface import CAUSE_REPLACED
 from shadowmmu.host.fault import plan_touch
-from shadowmmu.host.layout import HUGE_SIZE, PAGE_SIZE, V_FLAGS, VM_HUGETLB
+from shadowmmu.host.geometry import huge_size, page_size
+from shadowmmu.host.layout import V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
 from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.kvm.interleave import fault_bounced, host_interferes
@@ -59,12 +60,12 @@ from shadowmmu.kvm.layout import (
     V_VTTBR,
     ZERO,
 )
+from shadowmmu.kvm.leaf_size import mapping_size, resolve_vma_size
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.pool import hw_mmu
 from shadowmmu.kvm.slots import (
     NO_SLOT,
     find_slot,
-    huge_mapping_fits,
     mark_dirty,
     slot_hva,
     slot_logs,
@@ -199,44 +200,8 @@ def vma_page_size(s: State, hva: Word) -> Word:
     count = vma_count(s)
     row = find_vma(s, 0, count, hva)
     if row < count and s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-        return HUGE_SIZE
-    return PAGE_SIZE
-
-
-class Sizes(NamedTuple):
-    """``vma``: what the VMA alone allows; ``limit``: what nothing may exceed."""
-
-    vma: Word
-    limit: Word
-
-
-@inline
-def resolve_vma_size(s: State, slot: int, hva: Word, guest_size: Word, nested: bool) -> Sizes:
-    """How large the leaf may be. Mirrors ``kvm_s2_resolve_vma_size``."""
-    r = context_regime(s, CANONICAL)
-    page = entry_size(r, 3)
-    block = entry_size(r, 2)
-    limit = entry_size(r, 1) if r.page_shift == 12 else block
-    vma = vma_page_size(s, hva)
-    if slot_logs(s, slot):
-        vma = page
-        limit = page
-    elif vma >= block:
-        vma = block
-        if not huge_mapping_fits(s, slot, hva, block):
-            vma = page
-            limit = page
-    else:
-        vma = page
-    if nested:
-        if guest_size < limit:
-            limit = guest_size
-        limit = block if limit >= block and limit < entry_size(r, 1) else limit
-        if limit < block:
-            limit = page
-        if vma > limit:
-            vma = limit
-    return Sizes(vma, limit)
+        return huge_size(s)
+    return page_size(s)
 
 
 @inline
@@ -270,7 +235,7 @@ def user_mem_abort(
     """Back a fault with host memory and fill the leaf. Mirrors ``user_mem_abort``."""
     canonical_ipa = walk.output
     hva = slot_hva(s, slot, canonical_ipa)
-    sizes = resolve_vma_size(s, slot, hva, walk.size, nested)
+    sizes = resolve_vma_size(s, slot, hva, vma_page_size(s, hva), walk.size, nested)
     sequence = s.regs[K_SEQ]
     steps = plan_touch(s, hva, abort.access == WRITE)
     if steps < 0:
@@ -286,32 +251,13 @@ def user_mem_abort(
         mmu_unlock_read(s)
         fault_bounced(s)
         return RESUME
-    size = mapping_size(s, slot, hva, page, sizes, mmu, abort)
+    held_level = abort.level if abort.kind == PERMISSION else 3
+    size = mapping_size(s, slot, hva, page.size, sizes, held_level)
     filled = map_fault(s, mmu, abort, canonical_ipa, size, sizes.vma, page, prot)
     mmu_unlock_read(s)
     if filled and prot & PROT_W != ZERO:
         mark_dirty(s, slot, canonical_ipa & ~(size - ONE))
     return RESUME
-
-
-@inline
-def mapping_size(
-    s: State, slot: int, hva: Word, page: HostPage, sizes: Sizes, mmu: int, abort: Abort
-) -> Word:
-    """Size of the leaf to put in: a permission fault keeps its block, a THP may enlarge a page.
-
-    Mirrors ``kvm_s2_fault_map`` and ``transparent_hugepage_adjust``.
-    """
-    r = context_regime(s, mmu)
-    base = entry_size(r, 3)
-    if sizes.vma != base or sizes.limit == base:
-        return sizes.vma
-    if abort.kind == PERMISSION and abort.level < 3:
-        return entry_size(r, abort.level)
-    block = entry_size(r, 2)
-    if sizes.limit >= block and page.size >= block and huge_mapping_fits(s, slot, hva, block):
-        return block
-    return sizes.vma
 
 
 @kernel

@@ -82,6 +82,7 @@ SLOT_COLUMNS: Final = 6
 
 SLOT_LOG_DIRTY: Final = U64(1)
 SLOT_READONLY: Final = U64(2)
+SLOT_GUEST_MEMFD: Final = U64(4)
 
 # What functions of the kernel return besides 0: 1 for a fault that L1 gets, else an error number.
 FAULT_OF_L1: Final = 1

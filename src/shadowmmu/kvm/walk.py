@@ -23,7 +23,6 @@ from shadowmmu.arch.regime import (
     Regime,
     level_shift,
     root_base,
-    stage2_regime,
     start_size_legal,
     table_address,
 )
@@ -38,8 +37,10 @@ from shadowmmu.arch.stage2 import (
 )
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.fault import plan_touch
+from shadowmmu.host.geometry import page_size
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.differences import NESTED_IPA_SIZE, as_architecture
+from shadowmmu.kvm.granule import guest_regime
 from shadowmmu.kvm.layout import (
     EAGAIN,
     EFAULT,
@@ -57,10 +58,7 @@ from shadowmmu.machine.frames import read_memory, write_memory
 from shadowmmu.machine.state import R_PA_BITS, State
 
 VTCR_HA: Final = VTCR_EL2.mask("HA")
-VTCR_OFFERED: Final = ~(VTCR_EL2.mask("DS") | VTCR_EL2.mask("SL2"))
-"""L1 is not offered FEAT_LPA2."""
 THREE: Final = U64(3)
-PAGE_BYTES: Final = U64(4096)
 MIN_INPUT_BITS: Final = 25
 MAX_INPUT_BITS: Final = 48
 
@@ -115,7 +113,7 @@ def read_guest(s: State, canonical_ipa: Word, probe: bool) -> GuestWord:
             return GuestWord(False, ZERO, ZERO)
         run_host_plan(s, steps)
         page = translate(s, hva)
-    pa = page.pa + (canonical_ipa & (PAGE_BYTES - ONE))
+    pa = page.pa + (canonical_ipa & (page_size(s) - ONE))
     return GuestWord(True, read_memory(s, pa), pa)
 
 
@@ -137,7 +135,7 @@ def swap_guest_word(s: State, canonical_ipa: Word, value: Word) -> int:
         s.regs[K_RACES] -= ONE
         return EAGAIN
     page = translate(s, hva)
-    write_memory(s, page.pa + (canonical_ipa & (PAGE_BYTES - ONE)), value)
+    write_memory(s, page.pa + (canonical_ipa & (page_size(s) - ONE)), value)
     mark_dirty(s, slot, canonical_ipa)
     return 0
 
@@ -181,7 +179,7 @@ def walk_guest_stage2(s: State, vttbr: Word, vtcr: Word, nested_ipa: Word, probe
     A probe changes nothing: no page of L1 is faulted in, no access flag set.
     """
     pa_bits = I64(s.regs[R_PA_BITS])
-    r = stage2_regime(vtcr & VTCR_OFFERED, pa_bits)
+    r = guest_regime(s, vtcr)
     if r.ia_bits < MIN_INPUT_BITS or r.ia_bits > MAX_INPUT_BITS:
         return fault_at(ADDRESS_SIZE, 0, EFAULT)  # Linux leaves ESR's FSC at 0 here
     if not base_within_limits(r, pa_bits):

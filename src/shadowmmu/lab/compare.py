@@ -29,6 +29,7 @@ from shadowmmu.lab.agreement import compare_with_kernel
 from shadowmmu.lab.costs import load_cost_model
 from shadowmmu.lab.measure import measure, run_judged
 from shadowmmu.lab.results import CompareOptions, Comparison, DesignResult, RunKind, ScenarioSource
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 DEFAULT_LEAVES: Final = 1_000_000
 DEFAULT_NOTIFIERS: Final = 3
@@ -93,16 +94,30 @@ def kernel_jobs(options: CompareOptions) -> Iterator[Job]:
         raise InputError(f"read kernel run {error}, expected one of {known}") from None
     for run in runs:
         scenario = parse_scenario(run.scenario_text(), run.name)
-        machine = Machine(ipa_limit_bits=run.ipa_limit_bits, as_architecture=options.as_architecture)
+        machine = Machine(
+            run.ipa_limit_bits, granule=scenario.granule, as_architecture=options.as_architecture
+        )
         yield Job(scenario, "kernel", machine, options.judge or "always", run)
+
+
+def machine_of(options: CompareOptions, bits: int, granule: str, frames: int = Machine.frames) -> Machine:
+    """The machine that the options ask for."""
+    return Machine(
+        bits,
+        granule,
+        options.tlbirange,
+        options.fwb,
+        frames=frames,
+        as_architecture=options.as_architecture,
+    )
 
 
 def scenario_jobs(options: CompareOptions, sources: list[ScenarioSource]) -> Iterator[Job]:
     """Scenarios without a recorded answer."""
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     for source in sources:
-        scenario = parse_scenario(source.text, source.name)
-        machine = Machine(bits, options.tlbirange, options.fwb, as_architecture=options.as_architecture)
+        scenario = parse_scenario(source.text, source.name, granule=options.granule or DEFAULT_GRANULE)
+        machine = machine_of(options, bits, scenario.granule)
         yield Job(scenario, "scenario", machine, options.judge or "always")
 
 
@@ -113,17 +128,12 @@ def storm_jobs(options: CompareOptions) -> Iterator[Job]:
     leaves = DEFAULT_LEAVES if options.leaves is None else options.leaves
     notifiers = DEFAULT_NOTIFIERS if options.notifiers is None else options.notifiers
     try:
-        scenario = storm(mmus=STORM_MMUS, leaves=leaves, notifiers=notifiers, seed=seed)
+        granule = options.granule or DEFAULT_GRANULE
+        scenario = storm(mmus=STORM_MMUS, leaves=leaves, notifiers=notifiers, seed=seed, granule=granule)
     except ValueError as error:
         raise InputError(f"storm: {error}") from None
     for limit in (bits,) if bits else STORM_IPA_BITS:
-        machine = Machine(
-            limit,
-            options.tlbirange,
-            options.fwb,
-            frames=STORM_FRAMES,
-            as_architecture=options.as_architecture,
-        )
+        machine = machine_of(options, limit, granule, STORM_FRAMES)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 
@@ -133,17 +143,13 @@ def workload_jobs(options: CompareOptions) -> Iterator[Job]:
         raise InputError("read workloads beside other runs, expected one kind")
     if options.leaves is not None or options.notifiers is not None:
         raise InputError("read leaves or notifiers beside a workload, expected NAME:leaves=...,notifiers=...")
+    if options.granule not in (None, DEFAULT_GRANULE):
+        raise InputError(f"read granule {options.granule} beside a workload, expected {DEFAULT_GRANULE}")
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     seed = DEFAULT_SEED if options.seed is None else options.seed
     for text in options.workloads:
         workload, values = read_workload(text)
-        machine = Machine(
-            bits,
-            options.tlbirange,
-            options.fwb,
-            frames=STORM_FRAMES,
-            as_architecture=options.as_architecture,
-        )
+        machine = machine_of(options, bits, DEFAULT_GRANULE, STORM_FRAMES)
         scenario = replace(workload.scenario(values, seed), name=text)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
@@ -159,7 +165,7 @@ def jobs(options: CompareOptions) -> Iterator[Job]:
     if options.only != "storm":
         yield from kernel_jobs(options)
         if not options.runs:
-            yield from scenario_jobs(options, bundled_scenarios())
+            yield from scenario_jobs(replace(options, granule=None), bundled_scenarios())
     if options.only != "kernel" and not options.runs:
         yield from storm_jobs(options)
 

@@ -7,10 +7,10 @@ shadow stage 2 that the hardware uses.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from shadowmmu.arch.fault import NONE, Fault
-from shadowmmu.arch.regime import OA48, Regime, level_shift, root_base, stage2_regime, table_address
+from shadowmmu.arch.regime import OA48, Regime, level_shift, root_base, table_address
 from shadowmmu.arch.registers import VTCR_EL2, VTTBR_EL2
 from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF, STAGE2_TABLE, TABLE, VALID
 from shadowmmu.compiled import U64
@@ -20,15 +20,16 @@ from shadowmmu.engine.setup import Machine
 from shadowmmu.errors import InputError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import DUMP, MARK
+from shadowmmu.kvm.granule import guest_regime
 from shadowmmu.lab.results import ScenarioSource, Transcript
-from shadowmmu.machine.state import State
+from shadowmmu.machine.granule import DEFAULT_GRANULE, leaf_bytes
+from shadowmmu.machine.state import R_PAGE_SHIFT, R_STRIDE, State
 from shadowmmu.pgtable.attributes import GUEST_LEVEL, GUEST_LEVEL_SHIFT
 from shadowmmu.pgtable.context import CNP, M_ENABLED, M_IA_BITS, M_ROOT, M_START, M_VTCR, M_VTTBR
 from shadowmmu.verify.judge import size_text
 from shadowmmu.verify.rules import Chain, address_chain, guest_word
 
 Row = dict[str, Any]
-HOST_REGIME: Final = (12, 9)
 
 
 def stop_of(executor: Executor, at: str | None) -> int:
@@ -85,8 +86,7 @@ def row_of(level: int, place: int, descriptor: int) -> Row:
 
 def guest_rows(state: State, mmu: int, nested_ipa: int) -> list[Row]:
     """The descriptors of L1's table on the way to ``nested_ipa``."""
-    pa_bits = int(state.mmus[mmu, M_IA_BITS])
-    raw = stage2_regime(state.mmus[mmu, M_VTCR], pa_bits)
+    raw = guest_regime(state, state.mmus[mmu, M_VTCR])
     r = Regime(*(int(value) for value in raw))
     base = int(root_base(r, state.mmus[mmu, M_VTTBR]))
     ipa = nested_ipa & ((1 << r.ia_bits) - 1)
@@ -106,7 +106,7 @@ def guest_rows(state: State, mmu: int, nested_ipa: int) -> list[Row]:
 
 def shadow_rows(state: State, mmu: int, nested_ipa: int) -> list[Row]:
     """The descriptors the hardware reads in the shadow table."""
-    page_shift, stride = HOST_REGIME
+    page_shift, stride = int(state.regs[R_PAGE_SHIFT]), int(state.regs[R_STRIDE])
     start, ia_bits = int(state.mmus[mmu, M_START]), int(state.mmus[mmu, M_IA_BITS])
     r = Regime(page_shift, stride, start, ia_bits, 48, OA48, 1)
     base = int(state.mmus[mmu, M_ROOT])
@@ -142,18 +142,27 @@ def host_lines(chain: Chain, canonical_ipa: int) -> list[str]:
     return [*lines, f"    mapped to PA {int(chain.pa):#x} ({size_text(int(chain.size))}, {access})"]
 
 
-def shadow_verdict(rows: list[Row], nested_ipa: int, chain: Chain) -> str:
+def shadow_verdict(rows: list[Row], nested_ipa: int, chain: Chain, page_shift: int) -> str:
     """What the hardware does with an access now, and whether the shadow agrees with the chain."""
     last = rows[-1]
     descriptor, level = last["descriptor"], last["level"]
     if not descriptor & 1:
         return f"  an access takes a translation fault, level {level} (FSC {4 + level:#04x}), to L0"
-    inside = (1 << (12 + 9 * (3 - level))) - 1
+    inside = leaf_bytes(page_shift, level) - 1
     pa = (descriptor & int(OA_BITS) & ~inside) | (nested_ipa & inside)
     tag = (descriptor & int(GUEST_LEVEL)) >> int(GUEST_LEVEL_SHIFT)
-    page = pa & ~0xFFF
+    page = pa & -leaf_bytes(page_shift, 3)
     agrees = "as the chain says" if page == int(chain.pa) else "NOT what the chain says"
     return f"  an access goes to PA {pa:#x}, {agrees}; L1's leaf level in the tag: {tag}"
+
+
+def state_at(source: ScenarioSource, at: str | None, design: str, ipa_limit_bits: int, granule: str) -> State:
+    """The machine of ``source`` when it has run up to ``at``. Raises as ``walk_report``."""
+    scenario = parse_scenario(source.text, source.name, granule=granule)
+    machine = Machine(ipa_limit_bits=ipa_limit_bits, granule=scenario.granule)
+    executor = Executor(scenario, design, machine)
+    executor.run(stop_of(executor, at))
+    return executor.state
 
 
 def walk_report(
@@ -164,18 +173,18 @@ def walk_report(
     at: str | None = None,
     design: str = "sweep",
     ipa_limit_bits: int = 48,
+    granule: str = DEFAULT_GRANULE,
 ) -> Transcript:
     """Run ``source`` up to ``at`` (a label, a line, or the end) and explain ``nested_ipa`` there.
+
+    ``granule`` is the host's page size where the script does not say it.
 
     Raises InputError for an unknown design, label or MMU, or an address beyond the shadow's input size.
     """
     design = named_design(design)
     if not 0 <= nested_ipa < 1 << ipa_limit_bits:
         raise InputError(f"read nested IPA {nested_ipa:#x}, expected less than 2^{ipa_limit_bits}")
-    scenario = parse_scenario(source.text, source.name)
-    executor = Executor(scenario, design, Machine(ipa_limit_bits=ipa_limit_bits))
-    executor.run(stop_of(executor, at))
-    state = executor.state
+    state = state_at(source, at, design, ipa_limit_bits, granule)
     row = shadow_of(state, mmu)
     vttbr, vtcr = int(state.mmus[row, M_VTTBR]), int(state.mmus[row, M_VTCR])
     lines = [
@@ -202,7 +211,7 @@ def walk_report(
         lines += ["", "host", *host_lines(chain, canonical_ipa)]
     shadow = shadow_rows(state, row, nested_ipa)
     lines += ["", "shadow stage 2: nested IPA to PA, what the hardware walks", *row_lines(shadow, "PA")]
-    lines.append(shadow_verdict(shadow, nested_ipa, chain))
+    lines.append(shadow_verdict(shadow, nested_ipa, chain, int(state.regs[R_PAGE_SHIFT])))
     data: Row = {
         "nested_ipa": nested_ipa,
         "mmu": row - 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from shadowmmu.designs.own_file import named_design
@@ -15,6 +16,7 @@ from shadowmmu.lab.costs import load_cost_model
 from shadowmmu.lab.measure import Measured, measure
 from shadowmmu.lab.results import ScenarioSource, Transcript
 from shadowmmu.machine.counters import counter_names
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 from shadowmmu.verify.judge import Judge, judge_points
 
 DEFAULT_IPA_BITS: Final = 48
@@ -27,9 +29,13 @@ def event_line(observed: Observed) -> str:
 
 
 def execute(source: ScenarioSource, design: str, machine: Machine, judge_mode: str) -> tuple[Executor, Judge]:
-    """Run a scenario to its end, judged. Raises InputError for an unknown design or a bad script."""
+    """Run a scenario to its end, judged; a script may say the size of the machine's pages.
+
+    Raises InputError for an unknown design or a bad script.
+    """
     design = named_design(design)
-    scenario = parse_scenario(source.text, source.name)
+    scenario = parse_scenario(source.text, source.name, granule=machine.granule)
+    machine = replace(machine, granule=scenario.granule)
     executor = Executor(scenario, design, machine)
     judge = Judge()
     for event in judge_points(executor, judge_mode):
@@ -68,13 +74,21 @@ def run_scenario(
     tlbirange: bool = True,
     fwb: bool = True,
     as_architecture: tuple[str, ...] = (),
+    granule: str = DEFAULT_GRANULE,
 ) -> Transcript:
     """Execute ``source`` and tell it: dumps in the kernel's format, events, counters, verdict.
 
     ``tlbirange`` and ``fwb``: whether the host has FEAT_TLBIRANGE and FEAT_S2FWB; ``as_architecture``: see
-    ``kvm.differences``.
+    ``kvm.differences``; ``granule``: the host's page size where the script does not say it.
     """
-    machine = Machine(ipa_limit_bits, tlbirange, fwb, logged=show_events, as_architecture=as_architecture)
+    machine = Machine(
+        ipa_limit_bits,
+        granule,
+        tlbirange,
+        fwb,
+        logged=show_events,
+        as_architecture=as_architecture,
+    )
     executor, judge = execute(source, design, machine, judge_mode)
     result = measure(Measured(executor, judge, judge_mode != "never"), load_cost_model(), kind="scenario")
     lines = story(executor, show_events)
@@ -89,6 +103,7 @@ def run_scenario(
         "tlbirange": tlbirange,
         "fwb": fwb,
         "as_architecture": list(as_architecture),
+        "granule": executor.machine.granule,
         "counters": counts,
         "dumps": [{"label": dump.label, "lines": dump_lines(dump)} for dump in executor.dumps],
     }
@@ -97,7 +112,8 @@ def run_scenario(
             {"event": row.event, "name": row.name, **row.fields} for row in read_log(executor.state)
         ]
     without = [name for name, has in (("TLBIRANGE", tlbirange), ("S2FWB", fwb)) if not has]
-    title = f"{source.name} under {executor.design}, {ipa_limit_bits}-bit IPA limit"
+    pages = f", pages of {executor.machine.granule}" if executor.machine.granule != DEFAULT_GRANULE else ""
+    title = f"{source.name} under {executor.design}, {ipa_limit_bits}-bit IPA limit{pages}"
     title += "".join(f", no FEAT_{name}" for name in without)
     if as_architecture:
         title += f", as the architecture asks: {', '.join(as_architecture)}"

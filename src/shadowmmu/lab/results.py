@@ -45,6 +45,7 @@ class CompareOptions:
     ipa_limit_bits: int | None = None
     tlbirange: bool = True
     fwb: bool = True
+    granule: str | None = None
     seed: int | None = None
     leaves: int | None = None
     notifiers: int | None = None

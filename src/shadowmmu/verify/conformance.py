@@ -144,7 +144,7 @@ def run_case(design: str, case: Case, judge: Judge | None = None) -> CaseResult:
     design that is not in the catalogue, ScenarioError for a script that cannot be read.
     """
     scenario = parse_scenario(case.script, case.name)
-    machine = Machine(ipa_limit_bits=case.ipa_limit_bits, tlbirange=case.tlbirange)
+    machine = Machine(ipa_limit_bits=case.ipa_limit_bits, granule=scenario.granule, tlbirange=case.tlbirange)
     executor = Executor(scenario, design, machine)
     executor.state.regs[R_FAIL_ALLOCATION] = U64(case.fail_allocation)
     judge = judge if judge is not None else Judge()

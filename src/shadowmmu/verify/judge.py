@@ -27,6 +27,7 @@ from shadowmmu.events.schema import (
     Scenario,
 )
 from shadowmmu.events.script import format_event
+from shadowmmu.host.geometry import page_size
 from shadowmmu.kvm.slots import NO_SLOT
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import M_ENABLED, M_REFCNT, M_VTTBR
@@ -49,7 +50,6 @@ from shadowmmu.verify.rules import (
 )
 from shadowmmu.verify.vncr import NO_VCPU, judge_vncr, vncr_lines
 
-PAGE = 4096
 POOL_RULES = (TWO_TENANCIES, WRONG_REFERENCES, RUNS_UNWIPED)
 
 
@@ -189,7 +189,7 @@ def disagreeing_page(state: State, finding: Finding) -> int:
     """Offset in the leaf of the first page that the host no longer maps to the leaf's frame; 0 if none."""
     size = int(finding.size)
     pa = int(state.mem[finding.word]) & int(OA_BITS) & ~(size - 1)
-    for offset in range(0, size, PAGE):
+    for offset in range(0, size, int(page_size(state))):
         canonical_ipa = U64(int(finding.canonical_ipa) + offset)
         chain = address_chain(state, int(finding.mmu), U64(finding.nested_ipa), canonical_ipa)
         if not int(chain.size) or int(chain.pa) != pa + offset:

@@ -24,6 +24,7 @@ from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_covers, design_recorded
 from shadowmmu.designs.interface import PA_KEYED, PTE_CHAINS, REVERSE_TABLE
 from shadowmmu.host.tables import translate
+from shadowmmu.kvm.granule import guest_regime
 from shadowmmu.kvm.layout import S_BASE, S_SIZE
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, slot_hva
 from shadowmmu.kvm.tlbi import (
@@ -90,6 +91,8 @@ HOST_RULES: Final = 1 << STALE_LEAF | 1 << WRITABLE_LEAF
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
 PAGE_OFFSET: Final = U64(0xFFF)
+IPAS2_UNIT: Final = U64(1 << 12)
+"""What an operand of IPAS2E1 names at least, whatever the granule (Arm ARM, TLBI IPAS2E1.IPA)."""
 
 
 class Finding(NamedTuple):
@@ -125,19 +128,19 @@ def host_agrees(s: State, canonical_ipa: Word, pa: Word, size: Word, writable: b
 
 
 @inline
-def guest_leaf_size(tag: Word) -> Word:
-    """Bytes of L1's leaf by its level tag (4K granule); everything with stage 2 off."""
+def guest_leaf_size(s: State, mmu: int, tag: Word) -> Word:
+    """Bytes of L1's leaf by its level tag and L1's granule; everything with stage 2 off."""
     level = I64(tag)
     if level == 0:
         return ONE << U64(52)
-    return ONE << U64(12 + 9 * (3 - level))
+    return entry_size(guest_regime(s, s.mmus[mmu, M_VTCR]), level)
 
 
 @inline
-def size_holds(s: State, nested_ipa: Word, canonical_ipa: Word, size: Word, tag: Word) -> bool:
+def size_holds(s: State, mmu: int, nested_ipa: Word, canonical_ipa: Word, size: Word, tag: Word) -> bool:
     """Rule A5."""
     inside = size - ONE
-    if size > guest_leaf_size(tag) or nested_ipa & inside != canonical_ipa & inside:
+    if size > guest_leaf_size(s, mmu, tag) or nested_ipa & inside != canonical_ipa & inside:
         return False
     slot = find_slot(s, canonical_ipa)
     if slot == NO_SLOT:
@@ -158,7 +161,7 @@ def leaf_rule(
         broken = host_agrees(s, canonical_ipa, pa, size, descriptor & S2AP_W != ZERO, checks)
         if broken != HOLDS:
             return broken
-    if checks & (1 << WRONG_SIZE) != 0 and not size_holds(s, nested_ipa, canonical_ipa, size, tag):
+    if checks & (1 << WRONG_SIZE) != 0 and not size_holds(s, mmu, nested_ipa, canonical_ipa, size, tag):
         return WRONG_SIZE
     enabled = s.mmus[mmu, M_ENABLED] != ZERO
     pending = s.mmus[mmu, M_PENDING] != ZERO
@@ -246,7 +249,7 @@ def judge_tlbi(s: State, vcpu: int, form: int, operand: Word) -> Finding:
         end = input_size(s, mmu)
         if form == IPAS2E1IS or form == IPAS2LE1IS or form == IPAS2E1:
             start = ipas2_address(operand)
-            end = start + (ONE << s.regs[R_PAGE_SHIFT])
+            end = start + IPAS2_UNIT
         elif form == RIPAS2E1IS or form == RIPAS2LE1IS:
             wanted = ripas2_range(operand)
             start = wanted.start

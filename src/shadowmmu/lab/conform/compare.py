@@ -141,6 +141,7 @@ def replay_logged(run: Run, as_architecture: tuple[str, ...] = (), tlb_logged: b
     scenario = parse_scenario(run.scenario_text(), run.name)
     machine = Machine(
         ipa_limit_bits=run.ipa_limit_bits,
+        granule=scenario.granule,
         logged=True,
         tlb_logged=tlb_logged,
         as_architecture=as_architecture,

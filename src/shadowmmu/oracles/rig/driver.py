@@ -17,6 +17,7 @@ from typing import Final
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.events.schema import Scenario
 from shadowmmu.formats.answer import DONE, Answer, parse_answer
+from shadowmmu.machine.granule import DEFAULT_GRANULE, block_bytes
 from shadowmmu.oracles.rig.archive import archive
 from shadowmmu.oracles.rig.console import last_lines, split_console
 from shadowmmu.oracles.rig.locate import missing_parts, rig_folder
@@ -27,7 +28,6 @@ PARANGE: Final = {36: 1, 40: 2, 42: 3, 44: 4, 48: 5}
 
 TRACING: Final = "/sys/kernel/tracing/"
 
-HUGE_PAGE: Final = 2 << 20
 HOST_MEMORY: Final = 2 << 30
 HOST_OWN: Final = 768 << 20
 """What L0 needs besides the VM's memory."""
@@ -159,9 +159,11 @@ class Rig:
             files["rig/setup/2-counts.sh"] = (self.folder / "counts.sh").read_bytes()
         if self.probes:
             files["rig/setup/3-probes.sh"] = "\n".join([*self.probes, ""]).encode()
-        huge = [s.memory_bytes // HUGE_PAGE for s in scenarios if s.backing == "huge"]
+        huge = [(s.memory_bytes, block_bytes(s.granule)) for s in scenarios if s.backing == "huge"]
         if huge:
-            files["rig/hugepages"] = f"{max(huge)}\n".encode()
+            memory, block = max(huge)
+            size = f" {block >> 10}" if block != block_bytes(DEFAULT_GRANULE) else ""
+            files["rig/hugepages"] = f"{memory // block}{size}\n".encode()
         files |= {f"rig/scripts/{number:04}": text.encode() for number, text in enumerate(scripts)}
         return archive(programs, files)
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmmu.events import schema
+from shadowmmu.events.population import BLOCK, PAGE, Sizes
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.script import write_script
-from shadowmmu.events.storm import BLOCK, PAGE, Sizes, storm
+from shadowmmu.events.storm import storm
 
 LEVEL_SIZE = {3: PAGE, 2: BLOCK}
 

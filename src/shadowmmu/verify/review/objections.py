@@ -255,7 +255,8 @@ OBJECTIONS: Final = (
         "taking a canonical page invalidates a VNCR entry over it, with or without shadow leaf",
         _V3,
         SAFETY,
-        source.vncr,
+        record.vncr,
+        ("26-vncr",),
     ),
     Objection(
         27,

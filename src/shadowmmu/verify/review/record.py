@@ -129,6 +129,13 @@ def tenants(design: str) -> Result:
     return run(design, scenario_text("31-recycled")).result()
 
 
+def vncr(design: str) -> Result:
+    """26: taking a canonical page invalidates a VNCR entry over it, whatever the shadows hold."""
+    trial = run(design, scenario_text("26-vncr"))
+    gone, beside = trial.count("vncr_invalidations"), trial.count("vncr_over")
+    return trial.result(f"{gone} entries invalidated, {beside} of them by a range beside the page")
+
+
 def freed(design: str) -> Result:
     """32: the same leaf is recorded once, and when all leaves are gone so are all entries."""
     if not keeps_record(design):

@@ -6,7 +6,6 @@ Reads the module of a design, as text. What is checked is what the text says, so
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 from functools import cache
 from importlib.resources import files
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.designs.own_file import MODULES
-from shadowmmu.verify.review.result import Result, holds, not_applicable, refuted, undetermined
+from shadowmmu.verify.review.result import Result, holds, not_applicable, refuted
 
 PROVENANCE = re.compile(r"\b20\d\d\b|Linux \d|this project|powerpc|x86|s390|never posted|the template")
 FORBIDDEN = re.compile(r"pollut|\bshadow_ipa\b|\bgpa\b", re.IGNORECASE)
@@ -123,10 +122,3 @@ def names(design: str) -> Result:
     if bad:
         return refuted(f"{len(bad)} names do not say their space", bad)
     return holds("canonical and nested addresses are named so")
-
-
-def vncr(design: str) -> Result:
-    """26: taking a canonical page invalidates a VNCR entry over it, whatever the shadows hold."""
-    modelled = importlib.util.find_spec("shadowmmu.kvm.vncr") is not None
-    why = "the model has VNCR pages, no property here asks yet" if modelled else "no VNCR page in the model"
-    return undetermined(f"{why}: the invalidation is L0's (kvm_invalidate_vncr_ipa), beside any design")

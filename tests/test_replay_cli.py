@@ -114,7 +114,7 @@ def test_exit_codes(small: Path, capsys: pytest.CaptureFixture[str], edit, code:
     ("words", "told"),
     [
         (("nowhere",), "expected a trace file"),
-        (("small.trace", "--design", "magic"), "expected one of"),
+        (("small.trace", "--design", "magic"), "one of"),
         (("small.trace", "--report", "missing/page.html"), "cannot write"),
         (("small.trace", "--ipa-bits", "99"), "99"),
         (("small.trace", "--ipa-bits", "32"), "below 2^32"),

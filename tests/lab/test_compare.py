@@ -130,7 +130,7 @@ def test_nobody_judged_is_not_safe() -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (CompareOptions(designs=("maple",)), "read design 'maple', expected one of sweep"),
+        (CompareOptions(designs=("maple",)), "read design 'maple', expected a Python file or one of sweep"),
         (CompareOptions(runs=("scenario/99",)), "scenario/99"),
         (CompareOptions(only="storm", ipa_limit_bits=99), "99 IPA bits"),
         (CompareOptions(only="storm", leaves=0), "storm:"),
@@ -158,7 +158,7 @@ def test_a_storm_of_16k_pages_sweeps_more_chunks() -> None:
     )
     comparison = compare(options)
     sweep, table = comparison.results
-    assert "16K" in comparison.conditions["storm"]
+    assert "16K" in comparison.conditions["workload"]
     assert sweep.counters["chunks_shadow"] % (1 << 40 - 25) == 0
     assert sweep.counters["chunks_shadow"] > 0 == table.counters["chunks_shadow"]
     assert not table.verdict.refuted

@@ -58,7 +58,7 @@ def test_a_walk_changes_nothing() -> None:
     [
         ({"at": "nowhere"}, "expected a line number or one of mapped"),
         ({"mmu": 1}, "expected one with a tenant: 0"),
-        ({"design": "none"}, "expected one of sweep"),
+        ({"design": "none"}, "one of sweep"),
         ({"nested_ipa": 1 << 50}, "expected less than 2^48"),
     ],
 )

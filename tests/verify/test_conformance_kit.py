@@ -8,6 +8,7 @@ from shadowmmu.compiled import U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.step import STOPPED
+from shadowmmu.errors import InputError
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.verify.cases import placed_cases, random_cases, random_script
 from shadowmmu.verify.conformance import Case, conformance_cases, run_case, run_conformance
@@ -68,7 +69,7 @@ def test_without_cases_the_whole_kit_runs() -> None:
 
 
 def test_an_unknown_design_is_refused() -> None:
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError):
         run_conformance("no_such_design")
 
 

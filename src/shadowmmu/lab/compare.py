@@ -184,7 +184,8 @@ def conditions(options: CompareOptions) -> dict[str, str]:
     costs = load_cost_model()
     storms = (
         f"{options.leaves or DEFAULT_LEAVES:,} leaves in {STORM_MMUS} shadow MMUs, "
-        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of 4K, all touched again after each"
+        f"{options.notifiers or DEFAULT_NOTIFIERS} notifiers of "
+        f"{options.granule or DEFAULT_GRANULE}, all touched again after each"
     )
     return {
         "shadowmmu": shadowmmu.__version__,

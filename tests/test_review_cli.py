@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shadowmmu.cli import main
+from shadowmmu.verify.review import locks
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,8 @@ def test_a_design_that_is_named_must_not_be_refuted(capsys: pytest.CaptureFixtur
     assert code("--design", "reverse_table", "--objection", "24") == 0
 
 
-def test_json_and_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "EXPLORED", ())
     assert code("--objection", "4,6", "--json", "--html", "review.html", "-q") == 0
     found = json.loads(capsys.readouterr().out)
     fourth = found["objections"][0]
@@ -58,7 +60,10 @@ def test_json_and_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.count('<td class="undetermined"') == 1
 
 
-def test_what_nobody_can_tell_ends_in_3_and_bad_input_in_4(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_nobody_can_tell_ends_in_3_and_bad_input_in_4(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "EXPLORED", ())
     assert code("--design", "reverse_table", "--objection", "6") == 3
     for words, said in (
         (("--objection", "51"), "read objection 51, expected one of 1, 2,"),

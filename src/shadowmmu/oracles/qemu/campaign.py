@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -85,9 +85,9 @@ class Campaign:
 
 def batches(part: Part, oracle: QemuOracle, queries: int, seed: int) -> Iterator[Batch]:
     """Batches of a part, one after another in the oracle's memory, at least ``queries`` in all."""
-    recipe = part.recipe
+    recipe = replace(part.recipe, unchecked=oracle.unchecked)
     if oracle.version < (8, 0, 0):
-        recipe = Recipe(recipe.el3, recipe.accesses, recipe.updates, wide=False, indirect=False, newer=False)
+        recipe = replace(recipe, wide=False, indirect=False, newer=False)
     for number in range(-(-queries // BATCH)):
         yield random_batch(
             oracle.memory, recipe, seed=seed * 1_000_003 + number, contexts=CONTEXTS, queries=QUERIES

@@ -121,6 +121,11 @@ class QemuOracle:
         hcx = self.identification["ID_AA64MMFR1_EL1"] >> 40 & 15
         return bool(mmfr3 & 15 and mmfr3 >> 8 & 15 and hcx)
 
+    @property
+    def unchecked(self) -> bool:
+        """Whether this QEMU has the A forms of AT (FEAT_ATS1A)."""
+        return self.identification["ID_AA64ISAR2_EL1"] >> 60 != 0
+
     def ask(
         self,
         contexts: Words,

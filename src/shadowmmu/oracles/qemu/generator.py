@@ -23,6 +23,7 @@ from shadowmmu.arch import context as c
 from shadowmmu.arch import registers as r
 from shadowmmu.arch.fields import Layout
 from shadowmmu.arch.operation import (
+    AT_S1E1A,
     AT_S1E1R,
     AT_S1E1WP,
     AT_S1E2A,
@@ -70,7 +71,9 @@ class Recipe:
     indirect: bool = True
     """FEAT_S1PIE may be used."""
     newer: bool = True
-    """FEAT_PAN3 and the A forms of AT (FEAT_ATS1A) may be used."""
+    """FEAT_PAN3 may be used."""
+    unchecked: bool = True
+    """The A forms of AT, which look at no permission (FEAT_ATS1A), may be used."""
 
 
 @dataclass(frozen=True)
@@ -401,10 +404,10 @@ def operations_of(recipe: Recipe) -> list[int]:
     """The operations a recipe asks for."""
     if recipe.accesses:
         return list(range(LOAD_EL1, ATOMIC_EL0 + 1))
-    first = list(range(AT_S1E1R, AT_S1E1WP + 1))
+    first = [*range(AT_S1E1R, AT_S1E1WP + 1), *[AT_S1E1A] * recipe.unchecked]
     if not recipe.el3:
         return first
-    return [*first, *([AT_S1E2R, AT_S1E2W] * 5)]
+    return [*first, *[AT_S1E2R, AT_S1E2W] * 5, *[AT_S1E2A] * recipe.unchecked]
 
 
 def _half_registers(rows: Words) -> tuple[Counts, Counts, npt.NDArray[np.bool_]]:

@@ -45,7 +45,6 @@ CAUSE_MEMSLOT: Final = 1
 CAUSE_INVALIDATED: Final = 2
 CAUSE_REPLACED: Final = 3
 
-
 VNCR_ALL: Final = 0
 VNCR_RANGE: Final = 1
 VNCR_FORGOTTEN: Final = 2
@@ -163,4 +162,4 @@ CATALOGUE: Final[dict[str, Design]] = {
 }
 
 VNCR_BY_DESIGN: Final = tuple(d.vncr for d in sorted(CATALOGUE.values(), key=lambda d: d.number))
-"""``Design.vncr`` by number, for compiled code."""
+"""``Design.vncr`` by number, for compiled code. A design of a file is not in it: ``VNCR_RANGE``."""

@@ -15,7 +15,7 @@ from typing import Final
 from shadowmmu.arch.context import C_SCTLR_EL2, C_TCR_EL2, C_TTBR0_EL2, C_TTBR1_EL2
 from shadowmmu.arch.tlbi import BY_VA, granule_of, range_size, range_start, ttl_size
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.designs.interface import VNCR_ALL, VNCR_BY_DESIGN, VNCR_FORGOTTEN
+from shadowmmu.designs.interface import VNCR_ALL, VNCR_BY_DESIGN, VNCR_FORGOTTEN, VNCR_RANGE
 from shadowmmu.kvm.layout import (
     K_SEQ,
     K_VNCR_COUNT,
@@ -184,7 +184,8 @@ def invalidate_vncr_ipa_all(s: State) -> None:
 @kernel
 def vncr_after_unmap(s: State, start: Word, end: Word) -> None:
     """What the design's unmap (or precise write protection) of canonical [start, end) does to the entries."""
-    policy = VNCR_BY_DESIGN[I64(s.regs[R_DESIGN])]
+    design = I64(s.regs[R_DESIGN])
+    policy = VNCR_BY_DESIGN[design] if design < len(VNCR_BY_DESIGN) else VNCR_RANGE
     if policy == VNCR_FORGOTTEN:
         return
     for vcpu in range(len(s.vcpus)):

@@ -45,6 +45,8 @@ class Part:
     which prepares a store with AT, disturbs the tables."""
 
 
+SHOWN: Final = 12
+"""Cells that were not reached, in text."""
 PARTS: Final = (
     Part("AT, EL1&0 and both stages", Recipe(), 0.4),
     Part("AT, EL2 and EL2&0", Recipe(el3=True), 0.3),
@@ -215,7 +217,9 @@ def campaign_lines(campaign: Campaign) -> list[str]:
     lines.append(
         f"  cells reached: {len(reached)} of {len(all_cells())}, the rarest {min(reached, default=0)} times"
     )
-    lines += [f"    not reached: {cell}" for cell in campaign.missing]
+    lines += [f"    not reached: {cell}" for cell in campaign.missing[:SHOWN]]
+    if len(campaign.missing) > SHOWN:
+        lines.append(f"    and {len(campaign.missing) - SHOWN:,} more (--json has every cell)")
     lines += [f"  {times} x {signature}" for signature, times in total.signatures().most_common(20)]
     lines += [one.describe() for one in total.mismatches[:3]]
     lines += [one.describe() for one in total.memory[:3]]

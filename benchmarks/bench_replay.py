@@ -86,7 +86,7 @@ def replay(s: State, events: Words, did: Counts) -> None:
         elif there:
             reverse_unlink(s, word)
             clear_leaf(s, word)
-            flush_range(s, mmu, ONE << PAGE_SHIFT)
+            flush_range(s, mmu, events[i, 1], ONE << PAGE_SHIFT)
             did[3] += 1
 
 

@@ -9,6 +9,7 @@ probe 'unmap_gfn kvm_unmap_gfn_range start=range->start:x64 end=range->end:x64 m
 probe 'age_gfn kvm_age_gfn start=range->start:x64 end=range->end:x64'
 probe 's2range kvm_stage2_unmap_range mmu=$arg1 pgt=mmu->pgt vttbr=mmu->tlb_vttbr:x64 addr=$arg2:x64 size=$arg3:x64'
 probe 'wp_range kvm_stage2_wp_range mmu=$arg1 vttbr=mmu->tlb_vttbr:x64 start=$arg2:x64 end=$arg3:x64'
+probe 's2split kvm_pgtable_stage2_split pgt=$arg1 addr=$arg2:x64 size=$arg3:x64'
 probe 'walk_nested kvm_walk_nested_s2 gipa=$arg2:x64'
 probe 'walk_nested_ret kvm_walk_nested_s2%return ret=$retval:s32'
 probe 'inject_s2 kvm_inject_s2_fault esr=$arg2:x64'

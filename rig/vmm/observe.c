@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +11,6 @@
 #include "vmm.h"
 
 #define KVM_DEBUG	"/sys/kernel/debug/kvm"
-#define MOST_DIRTY	64			/* pages listed; the total counts all */
 
 u64 now(void)
 {
@@ -101,19 +99,4 @@ void show_pagemap(u64 canonical_ipa, u64 pages)
 			printf("pagemap cipa=%#lx none\n", at);
 	}
 	close(fd);
-}
-
-void show_dirty_log(void)
-{
-	u64 pages = vm.ram_size / vm.page, total = 0, *bitmap = calloc(1, pages / 8 + 8), begun = now();
-	struct kvm_dirty_log log = { .slot = 0, .dirty_bitmap = bitmap };
-
-	checked_ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log, "GET_DIRTY_LOG");
-	printf("getlog ns=%lu\n", now() - begun);
-	printf("dirty:");
-	for (u64 i = 0; i < pages; i++)
-		if (bitmap[i / 64] >> (i % 64) & 1 && ++total <= MOST_DIRTY)
-			printf(" %#lx", RAM_BASE + i * vm.page);
-	printf(" total=%lu\n", total);
-	free(bitmap);
 }

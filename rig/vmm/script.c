@@ -188,9 +188,7 @@ static int vmm_command(char **word, int count, char *line)
 	} else if (!strcmp(c, "slot")) {
 		set_slot(number(word[1]) ? vm.ram_size : 0);
 		printf("slot %s ns=%lu\n", word[1], now() - begun);
-	} else if (!strcmp(c, "getlog"))
-		show_dirty_log();
-	else if (!strcmp(c, "dump"))
+	} else if (!strcmp(c, "dump"))
 		dump_tables(word[1], count > 2);
 	else if (!strcmp(c, "pagemap"))
 		show_pagemap(number(word[1]), number(word[2]));
@@ -232,7 +230,8 @@ static void execute(char **word, int count, char *line)
 		vtcr_said = 1;
 	} else if (!strcmp(c, "codeat"))
 		l2_code = number(word[1]);
-	else if (!vcpu_command(word, l2_code) && !guest_command(word, count) && !vmm_command(word, count, line) &&
+	else if (!slot_command(word, number) && !vcpu_command(word, l2_code) &&
+		 !guest_command(word, count) && !vmm_command(word, count, line) &&
 		 !host_works(c, number(word[1]), number(word[2])) &&
 		 !change_memory(c, number(word[1]), number(word[2]), word[3]))
 		die("no command %s", c);

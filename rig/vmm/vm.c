@@ -1,4 +1,4 @@
-/* The VM: one memslot at RAM_BASE, a GICv3 nobody uses, vCPUs with EL2 of which the first runs L1. */
+/* The VM: its first memslot at RAM_BASE, a GICv3 nobody uses, vCPUs with EL2 of which the first runs L1. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -93,6 +93,11 @@ int run_vcpu(int vcpu, struct kvm_run *run, int stays)
 			append_to_file(TRACING "trace_marker", "efault: mprotect all rw");
 			printf("EFAULT mprotect-all-rw r=%d\n",
 			       mprotect(vm.ram, vm.ram_size, PROT_READ | PROT_WRITE));
+			continue;
+		}
+		if (run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+			printf("RINGFULL\n");
+			harvest_rings();
 			continue;
 		}
 		if (run->exit_reason != KVM_EXIT_MMIO)
@@ -267,6 +272,7 @@ void start(const char *backing, int e2h0, int ipa_bits)
 	if (vm.fd < 0)
 		die("CREATE_VM");
 	make_memory(backing);
+	enable_logging();
 	set_slot(vm.ram_size);
 	/* What L1 needs for larger pages stands in its third 4K: there is no such page with an L0 of 4K pages. */
 	memcpy(vm.ram, l1_image, vm.page == 4096 ? 8192 : l1_image_end - l1_image);

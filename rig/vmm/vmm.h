@@ -31,6 +31,12 @@ int run_vcpu(int vcpu, struct kvm_run *run, int stays);
 struct kvm_run *map_run(int vcpu);
 void set_register(int vcpu, u64 id, u64 value);
 
+/* slots.c: memslots besides the first, dirty logs and rings */
+#define MOST_SLOTS	8
+void enable_logging(void);
+void harvest_rings(void);
+int slot_command(char **word, u64 (*number)(const char *));
+
 /* vcpus.c: more than one, and where each stands */
 int vcpu_command(char **word, u64 l2_code);
 int continue_l2(u64 pc, const u64 *x);
@@ -50,6 +56,5 @@ void print_file(const char *path, const char *tag);
 void append_to_file(const char *path, const char *text);
 void dump_tables(const char *tag, int shadows_only);
 void show_pagemap(u64 canonical_ipa, u64 pages);
-void show_dirty_log(void);
 u64 frame_word(int pagemap, u64 canonical_ipa);
 #endif

@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = bundled_runs() + read_runs(ROOT / "tests" / "data" / "kernel_runs")
 DOCUMENT = (ROOT / "docs" / "scenario-language.md").read_text()
 MACHINE = "mem 64M\nvcpus 2\nstart base 0 0\ns2 new 1\ncode\n"
+WINDOW = MACHINE + "memslot 1 0x80000000 1M 0x41000000\n"
 
 
 def rows(script: str) -> list[tuple[int, ...]]:
@@ -58,6 +59,27 @@ def test_recorded_scripts_are_read_unchanged_and_written_back(run: KernelRun) ->
     assert len(acting) == len(scenario.events)
     for i, line in enumerate(acting):
         assert scenario.where(i).endswith(": " + line)
+
+
+def test_how_l0_logs_is_said_before_start_and_written_back() -> None:
+    text = (
+        "eager 2M\nmanual 1\nring 512 bitmap\nmem 64M\nstart thp\nmemslot 1 0x80000000 1M 0x41000000 d\n"
+        "clearlog 1 3 64\nclearlog\nharvest\ngetlog 1\nmemslot 1\nmemslot 1 0x90000000 1M 0x41000000\n"
+    )
+    scenario = parse_scenario(text, "logs")
+    assert [(row[0], *row[3:]) for row in scenario.events.tolist()] == [
+        (schema.CAPABILITY, 0, 2 << 20, 0, 0, 0, 0),
+        (schema.CAPABILITY, 1, 1, 0, 0, 0, 0),
+        (schema.CAPABILITY, 2, 512, 1, 0, 0, 0),
+        (schema.MEMSLOT, 1, 0x80000000, 1 << 20, 0x41000000, schema.SLOT_LOGS, 0),
+        (schema.CLEARLOG, 1, 3, 64, 0, 0, 0),
+        (schema.CLEARLOG, 0, 0, 0, 0, 0, 0),
+        (schema.HARVEST, 0, 0, 0, 0, 0, 0),
+        (schema.GETLOG, 1, 0, 0, 0, 0, 0),
+        (schema.MEMSLOT, 1, 0, 0, 0x40000000, 0, 0),
+        (schema.MEMSLOT, 1, 0x90000000, 1 << 20, 0x41000000, 0, 0),
+    ]
+    assert same_events(scenario, parse_scenario(write_script(scenario), "again"))
 
 
 def test_the_events_of_a_whole_script() -> None:
@@ -103,6 +125,11 @@ def test_the_events_of_a_whole_script() -> None:
         ("log 1", (schema.LOG, 1, 0, 0, 0, 0, 0)),
         ("getlog", (schema.GETLOG, 0, 0, 0, 0, 0, 0)),
         ("slot 0", (schema.SLOT, 0, 0, 0, 0, 0, 0)),
+        (
+            "memslot 7 0x80001000 1M 0x41000000 dr",
+            (schema.MEMSLOT, 7, 0x80001000, 1 << 20, 0x41000000, 3, 0),
+        ),
+        ("memslot 1 0x44000000 4k 0x40000000", (schema.MEMSLOT, 1, 0x44000000, 4096, 0x40000000, 0, 0)),
         ("idle 0x41000000 16", (schema.IDLE, 0x41000000, 16, 0, 0, 0, 0)),
         ("idleget 0x41000000 16", (schema.IDLEGET, 0x41000000, 16, 0, 0, 0, 0)),
         ("pagemap 0x41000000 16", (schema.PAGEMAP, 0x41000000, 16, 0, 0, 0, 0)),
@@ -210,7 +237,37 @@ WRONG = [
     (MACHINE + "pagemap 0x41000000 0xffffffffffffffff", 6, "0xffffffffffffffff", "size"),
     (MACHINE + "dump", 6, "dump", "dump TAG"),
     (MACHINE + "dump x y", 6, "y", "n (shadow"),
-    (MACHINE + "getlog now", 6, "now", "nothing more"),
+    (MACHINE + "getlog now", 6, "now", "a memslot"),
+    (MACHINE + "getlog 1", 6, "1", "a memslot that was made"),
+    (MACHINE + "getlog 0 1", 6, "1", "nothing more"),
+    ("eager 8k\nstart base", 1, "8k", "a chunk of 0x1000 or 0x200000 or 0x40000000"),
+    ("granule 16K\neager 1G\nstart base", 2, "1G", "a chunk of 0x4000 or 0x2000000"),
+    ("manual 2\nstart base", 1, "2", "0 or 1"),
+    ("manual\nmanual 1\nstart base", 2, "manual", "once"),
+    ("ring 128\nstart base", 1, "128", "from 256"),
+    ("ring 384\nstart base", 1, "384", "a power of two"),
+    ("ring 256 both\nstart base", 1, "both", "bitmap or nothing"),
+    ("ring 256\nstart base\ngetlog", 3, "0", "rings with a bitmap"),
+    (MACHINE + "ring 256", 6, "ring", "before 'start'"),
+    (MACHINE + "harvest", 6, "harvest", "'ring' before"),
+    (MACHINE + "clearlog", 6, "clearlog", "'manual' before"),
+    ("manual\nmem 64M\nstart base\nclearlog 0 16384", 4, "16384 0", "which has 16384"),
+    ("manual\nmem 64M\nstart base\nclearlog 0 1 16384", 4, "1 16384", "which has 16384"),
+    (MACHINE + "memslot 0", 6, "0", "'slot 0'"),
+    (MACHINE + "memslot 2", 6, "2", "a memslot that was made"),
+    (MACHINE + "memslot 8 0x80000000 1M 0x41000000", 6, "8", "from 1 to 7"),
+    (MACHINE + "memslot 1 0x80000000 1M", 6, "1 0x80000000 1M", "memslot SLOT"),
+    (MACHINE + "memslot 1 0x80000800 1M 0x41000000", 6, "0x80000800", "a multiple of 4096"),
+    (MACHINE + "memslot 1 0x80000000 0 0x41000000", 6, "0", "above 0"),
+    (MACHINE + "memslot 1 0x43000000 1M 0x41000000", 6, "0x43000000", "from 0x44000000"),
+    (MACHINE + "memslot 1 0xfffffff000 8k 0x41000000", 6, "0xfffffff000", "to 0x10000000000"),
+    (MACHINE + "memslot 1 0x80000000 8M 0x43800000", 6, "0x43800000", "inside the memory"),
+    (MACHINE + "memslot 1 0x80000000 1M 0x41000000 w", 6, "w", "letters"),
+    (WINDOW + "memslot 1 0x80000000 2M 0x41000000", 7, "2M 0x41000000", "the size and the memory"),
+    (WINDOW + "memslot 1 0x80000000 1M 0x42000000", 7, "1M 0x42000000", "the size and the memory"),
+    (WINDOW + "memslot 1 0x80000000 1M 0x41000000 r", 7, "r", "as when"),
+    (WINDOW + "memslot 2 0x800ff000 8k 0x41000000", 7, "0x800ff000", "beside memslot 1"),
+    (WINDOW + "memslot 1\nmemslot 1", 8, "1", "a memslot that was made"),
     (MACHINE + "vm 1\r", 6, "\r", "printable"),
     (MACHINE + "nop 1 2 3 4 5 6 7 8 9 10 11 12 13", 6, "1", "nothing more"),
     (MACHINE + "mark " + "x" * 600, 6, "mark " + "x" * 15 + "...", "510 bytes"),

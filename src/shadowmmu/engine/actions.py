@@ -19,9 +19,7 @@ from shadowmmu.events.schema import (
     DONTNEED,
     HOST_WRITE,
     HUGEPAGE,
-    IDLE,
     KHUGEPAGED,
-    LOG,
     MAP_GUEST,
     MERGEABLE,
     MIGRATE,
@@ -35,7 +33,6 @@ from shadowmmu.events.schema import (
     PUNCH,
     S1,
     SET_STAGE2,
-    SLOT,
     TLBI,
     TOUCH,
     UNMAP_GUEST,
@@ -59,7 +56,6 @@ from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2, touch_once
 from shadowmmu.guest.layout import (
     G_CURSOR,
     G_LEFT,
-    G_MEMORY,
     G_ROOT,
     G_STATUS,
     L1_LOOP_PAGE,
@@ -82,8 +78,6 @@ from shadowmmu.host.geometry import page_shift, page_size
 from shadowmmu.host.layout import HVA_BASE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, R_RESUME
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import region_end, translate
-from shadowmmu.kvm.dirty import delete_slot, make_slot, set_dirty_logging
-from shadowmmu.kvm.interleave import end_hold
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.tlbi import finish_wipe, gap_open, handle_tlbi
@@ -369,7 +363,7 @@ def host_action(s: State, kind: int, op: Words) -> int:
     return EVENT_DONE
 
 
-@inline
+@kernel
 def mark_idle(s: State, op: Words) -> int:
     """The host marks the next page of a run idle."""
     if s.regs[G_CURSOR] >= op[B]:
@@ -379,19 +373,3 @@ def mark_idle(s: State, op: Words) -> int:
         run_host_plan(s, steps)
     s.regs[G_CURSOR] += ONE
     return MORE
-
-
-@kernel
-def vm_action(s: State, kind: int, op: Words) -> int:
-    """What the VMM does to the VM: dirty logging, memslots, page idle."""
-    if kind == LOG:
-        set_dirty_logging(s, 0, op[A] != ZERO)
-    elif kind == SLOT:
-        end_hold(s)  # memslots do not change while an invalidation is under way (mn_active_invalidate_count)
-        if op[A] == ZERO:
-            delete_slot(s, 0)
-        else:
-            make_slot(s, 0, s.regs[G_MEMORY])
-    elif kind == IDLE:
-        return mark_idle(s, op)
-    return EVENT_DONE

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shadowmmu.compiled import compilation_finished, compilation_pending
-from shadowmmu.engine.observe import Dump, dump_tables
+from shadowmmu.engine.observe import DirtyLog, Dump, dirty_pages, dump_tables
 from shadowmmu.engine.setup import Machine, build_state
 from shadowmmu.engine.step import (
     FINISHED,
@@ -45,6 +45,7 @@ class Executor:
     design: str = "sweep"
     machine: Machine = field(default_factory=Machine)
     dumps: list[Dump] = field(default_factory=list, init=False)
+    dirty_logs: list[DirtyLog] = field(default_factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
     """Wall time inside compiled code so far."""
 
@@ -85,6 +86,7 @@ class Executor:
         twin.state.regs[R_GHOST_ON] = 0
         twin.state.regs[R_LOG_ON] = 0
         twin.dumps = []
+        twin.dirty_logs = []
         twin.seconds = 0.0
         return twin
 
@@ -108,8 +110,10 @@ class Executor:
             label = self.scenario.labels[int(event["a"])]
             self.dumps.append(Dump(index, label, dump_tables(self.state, bool(event["b"]))))
         elif event["kind"] == GETLOG:
+            slot = int(event["a"])
+            self.dirty_logs.append(DirtyLog(index, dirty_pages(self.state, slot)))
             self._make_room_to_log((len(self.state.dirty) + 1) * len(self.state.mmus))
-            get_dirty_log(self.state, 0)
+            get_dirty_log(self.state, slot)
 
     def _make_room(self, reason: int) -> None:
         if reason == NEEDS_FRAMES:

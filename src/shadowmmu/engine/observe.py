@@ -14,8 +14,9 @@ import numpy as np
 from shadowmmu.arch.regime import level_shift, table_address
 from shadowmmu.arch.stage2 import AF, S2AP_R, S2AP_W, TABLE, TABLE_TYPE, VALID, XN
 from shadowmmu.compiled import I64, U64, Words, kernel
+from shadowmmu.kvm.layout import S_BASE, S_DIRTY_WORD, S_SIZE
 from shadowmmu.machine.log import KINDS
-from shadowmmu.machine.state import R_LOG_TOP, State
+from shadowmmu.machine.state import R_LOG_TOP, R_PAGE_SHIFT, State
 from shadowmmu.pgtable.context import (
     CANONICAL,
     CNP,
@@ -96,6 +97,23 @@ class TableDump:
     def is_shadow(self) -> bool:
         """Whether the file is a shadow MMU's, which has a header line."""
         return self.file != CANONICAL_FILE
+
+
+@dataclass(frozen=True)
+class DirtyLog:
+    """What one ``getlog`` command of a scenario shows: canonical addresses of the dirty pages, ascending."""
+
+    event: int
+    pages: Words
+
+
+def dirty_pages(state: State, slot: int) -> Words:
+    """Canonical addresses of the pages whose bits a memslot's dirty bitmap has. O(pages of the slot)."""
+    page_shift = int(state.regs[R_PAGE_SHIFT])
+    base, size, first = (int(state.slots[slot, column]) for column in (S_BASE, S_SIZE, S_DIRTY_WORD))
+    pages = size >> page_shift
+    bits = np.unpackbits(state.dirty[first : first + -(-pages // 64)].view(np.uint8), bitorder="little")
+    return base + (np.flatnonzero(bits[:pages]).astype(np.uint64) << np.uint64(page_shift))
 
 
 CANONICAL_FILE: Final = "stage2_page_tables"

@@ -11,7 +11,7 @@ from shadowmmu.arch.registers import HCR_EL2
 from shadowmmu.compiled import U64, Word, Words, kernel
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import CATALOGUE, Design
-from shadowmmu.events.schema import Scenario
+from shadowmmu.events.schema import CAPABILITIES, CAPABILITY, MEMSLOT, MOST_SLOTS, Scenario
 from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
 from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.host.setup import Backing, host_arrays, host_setup
@@ -114,7 +114,7 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     state.slots[0, S_BASE] = RAM_BASE
     state.slots[0, S_SIZE] = scenario.memory_bytes
     state.slots[0, S_HVA] = HVA_BASE
-    state.slots[0, S_DIRTY_WORD] = 0
+    state.slots[:, S_DIRTY_WORD] = bitmap_words(scenario, page_shift) * np.arange(MOST_SLOTS)
     host_setup(state, scenario.memory_bytes, cast("Backing", scenario.backing))
     canonical_bits = min(scenario.vm_ipa_bits or DEFAULT_VM_IPA_BITS, machine.ipa_limit_bits)
     hcr = U64(HCR_VM if scenario.e2h0 else HCR_VM | HCR_E2H)
@@ -140,17 +140,31 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
         log=words(1024 if machine.logged else 1, 8),
         mmus=words(SHADOWS_PER_VCPU * scenario.vcpus + 1, MMU_COLUMNS),
         vcpus=words(scenario.vcpus, VCPU_COLUMNS),
-        slots=words(8, SLOT_COLUMNS),
+        slots=words(MOST_SLOTS, SLOT_COLUMNS),
         vmas=host["vmas"],
         hpte=host["hpte"],
         hpmd=host["hpmd"],
         plan=host["plan"],
-        dirty=words((scenario.memory_bytes >> page_shift) // 64 + 1),
+        dirty=words(dirty_words(scenario, page_shift)),
         rmap=words(FIRST_RECORD_PAGES << (page_shift - 3)),
         side=words(mem_words if design.uses_side else 1),
         ghost=words(mem_words if machine.judged else 1),
         graves=words(1 << 12 if machine.judged else 1),
     )
+
+
+def bitmap_words(scenario: Scenario, page_shift: int) -> int:
+    """Words of the dirty bitmap of a memslot as large as the VM's memory."""
+    return (scenario.memory_bytes >> page_shift) // 64 + 1
+
+
+def dirty_words(scenario: Scenario, page_shift: int) -> int:
+    """Words of the dirty bitmaps of all memslots of the scenario, and of the dirty rings behind them."""
+    events = scenario.events
+    slots = int(events["a"][events["kind"] == MEMSLOT].max(initial=0)) + 1
+    rings = events[(events["kind"] == CAPABILITY) & (events["a"] == CAPABILITIES.index("ring"))]
+    entries = int(rings["b"].max(initial=0))
+    return slots * bitmap_words(scenario, page_shift) + scenario.vcpus * entries
 
 
 @kernel

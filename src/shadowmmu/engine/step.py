@@ -16,12 +16,14 @@ from shadowmmu.engine.actions import (
     command_l1,
     guest_action,
     host_action,
+    mark_idle,
     start_l1,
-    vm_action,
 )
 from shadowmmu.engine.interleaved import interleaved_action
+from shadowmmu.engine.slot_actions import slot_action
 from shadowmmu.engine.vcpu_actions import vcpu_action
 from shadowmmu.events.schema import (
+    CAPABILITY,
     DONTNEED,
     DUMP,
     ENTER,
@@ -29,15 +31,18 @@ from shadowmmu.events.schema import (
     GETLOG,
     IDLEGET,
     KHUGEPAGED,
+    LOG,
     MARK,
     MIGRATE,
     PAGEMAP,
     PUNCH,
+    SLOT,
     TEARDOWN,
     VNCR,
 )
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
 from shadowmmu.host.setup import frames_per_step, host_reserve
+from shadowmmu.kvm.layout import K_RING
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.log import ROWS_PER_STEP
 from shadowmmu.machine.state import (
@@ -75,8 +80,11 @@ RECORD_PAGES_PER_STEP: Final = 32
 
 @inline
 def rows_per_step(s: State) -> int:
-    """Rows of the observation log one step may write: a notifier or a TLBI writes one a shadow MMU."""
-    return ROWS_PER_STEP * (2 + shadow_mmus(s))
+    """Rows of the observation log one step may write: a notifier or a TLBI writes one a shadow MMU.
+
+    A full dirty ring may be harvested in any step.
+    """
+    return (ROWS_PER_STEP + 2 * I64(s.regs[K_RING])) * (2 + shadow_mmus(s))
 
 
 @inline
@@ -88,7 +96,7 @@ def record_words_per_step(s: State) -> int:
 @inline
 def room(s: State) -> int:
     """FINISHED if every array has room for a step, else what to grow."""
-    if frames_left(s) < FRAMES_PER_STEP:
+    if frames_left(s) < FRAMES_PER_STEP + 2 * I64(s.regs[K_RING]):
         return NEEDS_FRAMES
     if not host_reserve(s):
         return NEEDS_HOST
@@ -140,8 +148,10 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
                 outcome = EVENT_STUCK
         elif kind >= VNCR and kind <= GAP:
             outcome = interleaved_action(s, kind, vcpu, operands[i])
+        elif kind == LOG or kind == SLOT or kind >= CAPABILITY:
+            outcome = slot_action(s, kind, operands[i])
         else:
-            outcome = vm_action(s, kind, operands[i])
+            outcome = mark_idle(s, operands[i])
         if outcome == MORE:
             continue
         s.regs[G_CURSOR] = ZERO

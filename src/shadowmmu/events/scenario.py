@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shadowmmu.events import schema
 from shadowmmu.events.commands import COMMANDS, MOST_BYTES, MOST_VCPUS, Command
+from shadowmmu.events.memslots import Memslots
 from shadowmmu.events.schema import (
     CANONICAL_RAM,
     CODE_CANONICAL,
@@ -69,6 +70,7 @@ class _Reader:
         self.granule = granule
         self.table = EventTable()
         self.labels: dict[str, int] = {}
+        self.slots = Memslots(granule)
         self.memory = DEFAULT_MEMORY
         self.vcpus = 1
         self.vcpu = 0
@@ -175,7 +177,7 @@ def _granule(reader: _Reader, command: Command, words: list[str], given: int) ->
         raise WordError(words[0], " or ".join(GRANULES))
     if "vtcr" not in reader.said:
         reader.vtcr = schema.DEFAULT_VTCRS[words[0]]
-    reader.granule = words[0]
+    reader.granule = reader.slots.granule = words[0]
 
 
 def _vcpus(reader: _Reader, command: Command, words: list[str], given: int) -> None:
@@ -200,6 +202,7 @@ def _start(reader: _Reader, command: Command, words: list[str], given: int) -> N
         raise WordError(words[2], "IPA bits that reach the end of the memory")
     e2h0 = bool(_flag(words[1]))
     reader.backing, reader.e2h0, reader.vm_ipa_bits = words[0], e2h0, bits
+    reader.slots.started(reader.memory, bits)
 
 
 def _vtcr(reader: _Reader, command: Command, words: list[str], given: int) -> None:
@@ -409,6 +412,43 @@ def _enter(reader: _Reader, command: Command, words: list[str], given: int) -> N
     reader.add(command.kind, reader.code)
 
 
+def _capability(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    which = schema.CAPABILITIES.index(command.name)
+    if command.name in reader.said:
+        raise WordError(command.name, f"'{command.name}' once")
+    reader.said.add(command.name)
+    if command.name == "eager":
+        reader.add(command.kind, which, reader.slots.chunk(words[0]))
+    elif command.name == "manual":
+        reader.add(command.kind, which, _flag(words[0]))
+    else:
+        reader.add(command.kind, which, *reader.slots.rings(words[0], words[1]))
+
+
+def _memslot(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if given == 1:
+        reader.add(command.kind, *reader.slots.deleted(words[0]))
+    elif given < 4:
+        raise WordError(" ".join(words[:given]), command.usage)
+    else:
+        reader.add(command.kind, *reader.slots.set(words))
+
+
+def _getlog(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.add(command.kind, reader.slots.logged(words[0]))
+
+
+def _clearlog(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    if "manual" not in reader.said:
+        raise WordError(command.name, "'manual' before 'start'")
+    reader.add(command.kind, *reader.slots.cleared(words))
+
+
+def _harvest(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    reader.slots.harvested(command.name)
+    reader.add(command.kind)
+
+
 def _turn(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     reader.add(command.kind, schema.TURNS.index(command.name))
 
@@ -452,9 +492,14 @@ _HANDLERS: dict[str, _Handler] = {
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),
-    **dict.fromkeys(("nop", "getlog", "release", "khugepaged"), _bare),
+    **dict.fromkeys(("nop", "release", "khugepaged"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
+    **dict.fromkeys(schema.CAPABILITIES, _capability),
+    "memslot": _memslot,
+    "getlog": _getlog,
+    "clearlog": _clearlog,
+    "harvest": _harvest,
     "vcpu": _vcpu,
     "enter": _enter,
     **dict.fromkeys(schema.TURNS, _turn),

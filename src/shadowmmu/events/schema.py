@@ -65,6 +65,10 @@ IDLE = 35
 IDLEGET = 36
 KHUGEPAGED = 82
 MIGRATE = 83
+CAPABILITY = 84
+MEMSLOT = 85
+CLEARLOG = 86
+HARVEST = 87
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
@@ -84,6 +88,16 @@ READ = 0
 WRITE = 1
 EXECUTE = 2
 """Values of operand ``d`` of TOUCH."""
+
+CAPABILITIES = ("eager", "manual", "ring")
+"""Values of operand ``a`` of CAPABILITY, and the words of the language for them."""
+
+MOST_SLOTS = 8
+"""Memslots that a VM may have."""
+
+SLOT_LOGS = 1
+SLOT_READ_ONLY = 2
+"""Bits of operand ``e`` of MEMSLOT: KVM_MEM_LOG_DIRTY_PAGES and KVM_MEM_READONLY."""
 
 TURNS = ("resume", "preempt", "wfi", "exit", "load")
 """Values of operand ``a`` of SCHEDULE, and the words of the language for them."""
@@ -214,13 +228,39 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(
         PUNCH, "PUNCH", "the host takes exactly the range, with one notifier and no split notifier", _RANGE
     ),
-    KindSpec(LOG, "LOG", "dirty logging of the memslot", ("0 off, 1 on",)),
-    KindSpec(GETLOG, "GETLOG", "KVM_GET_DIRTY_LOG"),
-    KindSpec(SLOT, "SLOT", "the memslot is deleted or made again", ("0 delete, 1 make",)),
+    KindSpec(LOG, "LOG", "dirty logging of memslot 0", ("0 off, 1 on",)),
+    KindSpec(GETLOG, "GETLOG", "KVM_GET_DIRTY_LOG", ("memslot",)),
+    KindSpec(SLOT, "SLOT", "memslot 0 is deleted or made again", ("0 delete, 1 make",)),
     KindSpec(IDLE, "IDLE", "the host marks pages idle (page_idle)", ("canonical_ipa", "pages")),
     KindSpec(IDLEGET, "IDLEGET", "the host reads which pages are still idle", ("canonical_ipa", "pages")),
     KindSpec(KHUGEPAGED, "KHUGEPAGED", "khugepaged collapses what it can of the VMM's memory"),
     KindSpec(MIGRATE, "MIGRATE", "each page of the range moves to another frame (move_pages)", _RANGE),
+    KindSpec(
+        CAPABILITY,
+        "CAPABILITY",
+        "what the VMM enabled when it made the VM",
+        (
+            "0 eager page splitting, 1 manual protection of the dirty log, 2 dirty rings",
+            "bytes of a chunk; 1: a log begins with every page dirty; entries of a ring",
+            "1: rings with a bitmap beside them",
+        ),
+    ),
+    KindSpec(
+        MEMSLOT,
+        "MEMSLOT",
+        "KVM_SET_USER_MEMORY_REGION of a window onto the VM's memory: made, moved, deleted, its log switched",
+        (
+            "memslot",
+            "canonical_ipa of the window",
+            "size in bytes, 0 deletes it",
+            "canonical_ipa of the memory, in memslot 0",
+            "1: dirty logging, 2: read-only",
+        ),
+    ),
+    KindSpec(
+        CLEARLOG, "CLEARLOG", "KVM_CLEAR_DIRTY_LOG", ("memslot", "first page", "pages, 0: all that follow")
+    ),
+    KindSpec(HARVEST, "HARVEST", "the VMM reads the dirty rings and resets them (KVM_RESET_DIRTY_RINGS)"),
     KindSpec(
         DUMP,
         "DUMP",

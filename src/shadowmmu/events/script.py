@@ -14,6 +14,7 @@ from shadowmmu.events.words import (
     protection_letters,
     register_word,
     size_word,
+    slot_letters,
 )
 from shadowmmu.machine.granule import DEFAULT_GRANULE
 
@@ -21,8 +22,8 @@ _SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
 _AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
 _BARE = {
+    schema.HARVEST: "harvest",
     schema.NOP: "nop",
-    schema.GETLOG: "getlog",
     schema.ENTER: "enter",
     schema.RESET: "reset",
     schema.TEARDOWN: "teardown",
@@ -30,6 +31,16 @@ _BARE = {
     schema.KHUGEPAGED: "khugepaged",
 }
 
+_SLOTS: dict[int, Callable[[int, int, int, int, int], str]] = {
+    schema.CAPABILITY: lambda a, b, c, d, e: (
+        f"{schema.CAPABILITIES[a]} {b if a else size_word(b)}{' bitmap' if c else ''}"
+    ),
+    schema.MEMSLOT: lambda a, b, c, d, e: (
+        f"memslot {a} {b:#x} {size_word(c)} {d:#x} {slot_letters(e)}" if c else f"memslot {a}"
+    ),
+    schema.GETLOG: lambda a, b, c, d, e: f"getlog {a}" if a else "getlog",
+    schema.CLEARLOG: lambda a, b, c, d, e: f"clearlog {a} {b} {c}",
+}
 _INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {
     schema.VNCR: lambda a, b, c, d: f"vncr {'rw'[b]} {a:#x}",
     schema.TLBI_EL2: lambda a, b, c, d: f"tlbi2 {EL2_SCOPES[a]} {b:#x}",
@@ -69,6 +80,8 @@ def format_event(scenario: Scenario, index: int) -> str:
         return f"tlbi {a} {b:#x}"
     if kind in _INTERLEAVED:
         return _INTERLEAVED[kind](a, b, c, d)
+    if kind in _SLOTS:
+        return _SLOTS[kind](a, b, c, d, e)
     if kind == schema.POKE:
         return f"poke {a:#x} {b:#x}"
     if kind == schema.PEEK:
@@ -103,11 +116,15 @@ def write_script(scenario: Scenario) -> str:
         lines.append(f"vcpus {scenario.vcpus}")
     if scenario.granule != DEFAULT_GRANULE:
         lines.append(f"granule {scenario.granule}")
+    asked = [i for i, kind in enumerate(scenario.events["kind"].tolist()) if kind == schema.CAPABILITY]
+    lines += [format_event(scenario, index) for index in asked]
     lines.append(f"start {scenario.backing} {int(scenario.e2h0)} {scenario.vm_ipa_bits}")
     vtcr, code, on = DEFAULT_VTCRS[scenario.granule], CODE_NESTED, 0
     events = scenario.events
     columns = [events[name].tolist() for name in ("kind", "vcpu", "a", "c", "d", "e")]
     for index, (kind, vcpu, a, c, d, e) in enumerate(zip(*columns, strict=True)):
+        if kind == schema.CAPABILITY:
+            continue
         if kind == schema.SET_STAGE2 and c != vtcr:
             vtcr = c
             lines.append(f"vtcr {vtcr:#x}")

@@ -12,7 +12,7 @@ from shadowmmu.arch import context as c
 from shadowmmu.arch.operation import NAMES
 from shadowmmu.arch.registers import PSTATE
 from shadowmmu.errors import InputError
-from shadowmmu.events.schema import PROT_READ, PROT_WRITE
+from shadowmmu.events.schema import PROT_READ, PROT_WRITE, SLOT_LOGS, SLOT_READ_ONLY
 
 _NUMBER = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<octal>0[0-7]*)|(?P<decimal>[1-9][0-9]*))(?P<unit>[kKMG]?)"
@@ -167,6 +167,17 @@ def protection(word: str) -> int:
 def protection_letters(prot: int) -> str:
     """The word that ``protection`` reads as ``prot``."""
     return (("r" if prot & PROT_READ else "") + ("w" if prot & PROT_WRITE else "")) or "-"
+
+
+def slot_flags(word: str) -> int:
+    """Flags of a memslot: ``r`` read-only, ``d`` dirty logging; ``0`` or ``-`` is none. Raises WordError."""
+    letters = _letters(word, "rd")
+    return (SLOT_READ_ONLY if "r" in letters else 0) | (SLOT_LOGS if "d" in letters else 0)
+
+
+def slot_letters(flags: int) -> str:
+    """The word that ``slot_flags`` reads as ``flags``."""
+    return (("r" if flags & SLOT_READ_ONLY else "") + ("d" if flags & SLOT_LOGS else "")) or "-"
 
 
 def size_word(size: int) -> str:

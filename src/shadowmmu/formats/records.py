@@ -64,6 +64,7 @@ _TOUCH = re.compile(
 )
 _PAGEMAP = re.compile(rf"pagemap cipa=({_N}) (?:hpa=({_N})|none)")
 _DIRTY = re.compile(rf"dirty:((?: {_N})*) total=({_N})")
+_RING = re.compile(rf"ring ([0-9]+):((?: {_N})*) total=({_N})")
 _HOST = "dontneed|munmap|mmap|hugepage|nohugepage|collapse|mergeable|pageout|write|ret|mprotect"
 _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("cap", re.compile(rf"cap ARM_EL2={_N} ARM_EL2_E2H0={_N} VM_IPA_SIZE={_N}")),
@@ -80,6 +81,10 @@ _SHAPES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("khugepaged", re.compile(rf"khugepaged collapsed={_N}")),
     ("", re.compile(r"(?P<what>log|slot) (?P<on>\w+) ns=[0-9]+")),
     ("getlog", re.compile(r"getlog ns=[0-9]+")),
+    ("memslot", re.compile(r"memslot [0-9]+ ns=[0-9]+")),
+    ("clearlog", re.compile(r"clearlog ns=[0-9]+")),
+    ("ringfull", re.compile(r"RINGFULL")),
+    ("reset", re.compile(rf"reset r={_N}")),
     ("idle", re.compile(rf"idle set cipa={_N} r={_N}")),
     ("idleget", re.compile(rf"idle get cipa={_N} r={_N} idle={_N}")),
     ("write_failed", re.compile(r"WRITE FAILED .*")),
@@ -101,6 +106,9 @@ def read_record(line: str, path: str, number: int) -> Record:
     if match := _DIRTY.fullmatch(line):
         places = tuple(_integer(text) for text in match[1].split())
         return Printed("dirty", {"total": _integer(match[2])}, places)
+    if match := _RING.fullmatch(line):
+        places = tuple(_integer(text) for text in match[2].split())
+        return Printed("ring", {"vcpu": int(match[1]), "total": _integer(match[3])}, places)
     for what, shape in _SHAPES:
         if match := shape.fullmatch(line):
             return _printed(what, match, path, number)

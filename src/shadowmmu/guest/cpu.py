@@ -17,12 +17,14 @@ from shadowmmu.host.advise import plan_mprotect
 from shadowmmu.host.geometry import page_shift
 from shadowmmu.host.layout import HVA_BASE, R_PAGES, VM_READ, VM_WRITE
 from shadowmmu.kvm.fault import Abort, handle_guest_abort
+from shadowmmu.kvm.harvest import harvest_rings
 from shadowmmu.kvm.layout import EFAULT_EXIT, MMIO_EXIT, RESUME
 from shadowmmu.kvm.notifier import run_host_plan
 from shadowmmu.kvm.pool import hw_mmu
+from shadowmmu.kvm.ring import ring_full
 from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu
 from shadowmmu.machine.counters import GUEST_ABORTS
-from shadowmmu.machine.log import ERROR, observe
+from shadowmmu.machine.log import ERROR, RING_FULL, observe
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import M_ROOT, context_regime
 
@@ -49,6 +51,8 @@ def try_access(s: State, vcpu: int, ipa: Word, access: int, pc: Word) -> int:
     outcome = handle_guest_abort(s, vcpu, Abort(ipa & FAULT_PAGE, ipa, esr, pc, access, kind, walk.level))
     if outcome == EFAULT_EXIT or outcome == MMIO_EXIT:
         return leave_for_vmm(s, vcpu, outcome)
+    if ring_full(s, vcpu):
+        empty_rings(s, vcpu)
     return outcome
 
 
@@ -61,6 +65,15 @@ def leave_for_vmm(s: State, vcpu: int, why: int) -> int:
         outcome = vmm_makes_writable(s)
     resume_vcpu(s, vcpu)
     return outcome
+
+
+@kernel
+def empty_rings(s: State, vcpu: int) -> None:
+    """The vCPU may not enter: it goes out, the VMM harvests the rings of all vCPUs, and it comes back."""
+    observe(s, RING_FULL, U64(vcpu), ZERO, ZERO, ZERO, ZERO)
+    put_vcpu(s, vcpu, False)
+    harvest_rings(s)
+    resume_vcpu(s, vcpu)
 
 
 @kernel

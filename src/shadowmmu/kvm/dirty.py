@@ -1,7 +1,7 @@
-"""Dirty logging and memslot changes.
+"""Dirty logging: write protection, and reading and clearing the bitmap.
 
 Mirrors Linux 7.3.4 ``kvm_mmu_wp_memory_region``, ``kvm_nested_s2_wp``,
-``kvm_arch_mmu_enable_log_dirty_pt_masked``, ``kvm_arch_flush_shadow_memslot``.
+``kvm_arch_mmu_enable_log_dirty_pt_masked``, ``kvm_get_dirty_log_protect``, ``kvm_clear_dirty_log_protect``.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
-from shadowmmu.designs.interface import CAUSE_MEMSLOT, PROTECT, UNMAP
+from shadowmmu.designs.interface import CAUSE_MEMSLOT, PROTECT
 from shadowmmu.kvm.differences import DIRTY_LOG_FLUSH, as_architecture
 from shadowmmu.kvm.layout import (
+    K_LOG_MODE,
+    LOG_ALL_SET,
+    LOG_MANUAL,
     ONE,
     S_BASE,
     S_DIRTY_WORD,
-    S_FLAGS,
     S_SIZE,
-    SLOT_LOG_DIRTY,
     ZERO,
 )
 from shadowmmu.kvm.shadows import precise_updates, update_shadows
+from shadowmmu.kvm.split import split_range, splits
 from shadowmmu.kvm.vncr import invalidate_vncr_ipa_all, vncr_after_unmap
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
-from shadowmmu.machine.ghost import ghost_begin, ghost_end
 from shadowmmu.machine.log import WRITE_PROTECT, observe
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 from shadowmmu.pgtable.attributes import write_protect
 from shadowmmu.pgtable.context import CANONICAL, input_size, shadow_mmus, shadow_valid
 from shadowmmu.pgtable.tlb import flush_range, flush_vmid
-from shadowmmu.pgtable.unmap import unmap_range
 
-PAGES_PER_WORD: Final = U64(64)
+BITS: Final = 64
+"""Pages of one word of the bitmap: what one write protection of a harvest is about."""
+ALL_ONES: Final = ~U64(0)
 
 
 @kernel
@@ -73,29 +75,43 @@ def flush_protected(s: State, slot: int) -> None:
                 flush_vmid(s, mmu)
 
 
-@kernel
-def set_dirty_logging(s: State, slot: int, on: bool) -> None:
-    """Switch the slot's log. On write-protects; off changes no table, but forgets what was dirty.
+@inline
+def begins_all_set(s: State) -> bool:
+    """Whether a log begins with every page dirty, and protection is left to KVM_CLEAR_DIRTY_LOG.
 
-    Seen on the running 7.3.4 (``live/log-off-forgets``).
+    Mirrors ``kvm_dirty_log_manual_protect_and_init_set``.
     """
-    if not on:
-        s.slots[slot, S_FLAGS] &= ~SLOT_LOG_DIRTY
-        forget_dirty(s, slot)
-        return
-    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
-        return
-    s.slots[slot, S_FLAGS] |= SLOT_LOG_DIRTY
-    protect_slot(s, slot)
+    return s.regs[K_LOG_MODE] & (LOG_MANUAL | LOG_ALL_SET) == LOG_MANUAL | LOG_ALL_SET
+
+
+@inline
+def bitmap_words(s: State, slot: int) -> int:
+    """Words of the slot's bitmap."""
+    return (I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT]) + BITS - 1) // BITS
+
+
+@inline
+def word_mask(word: int, first: int, end: int) -> Word:
+    """Bits of the slot's pages [first, end) that stand in ``word`` of its bitmap."""
+    low = first - word * BITS
+    high = end - word * BITS
+    if high <= 0 or low >= BITS:
+        return ZERO
+    mask = ALL_ONES
+    if low > 0:
+        mask &= ALL_ONES << U64(low)
+    if high < BITS:
+        mask &= (ONE << U64(high)) - ONE
+    return mask
 
 
 @kernel
-def forget_dirty(s: State, slot: int) -> None:
-    """Empty the slot's bitmap. Mirrors ``kvm_destroy_dirty_bitmap`` and the new one that follows."""
-    word = I64(s.slots[slot, S_DIRTY_WORD])
+def fill_bitmap(s: State, slot: int, dirty: bool) -> None:
+    """Make every page of the slot clean, or every one dirty."""
+    first = I64(s.slots[slot, S_DIRTY_WORD])
     pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
-    for i in range((pages + 63) // 64):
-        s.dirty[word + i] = ZERO
+    for word in range(bitmap_words(s, slot)):
+        s.dirty[first + word] = word_mask(word, 0, pages) if dirty else ZERO
 
 
 @kernel
@@ -111,69 +127,69 @@ def protect_slot(s: State, slot: int) -> None:
 
 
 @kernel
-def get_dirty_log(s: State, slot: int) -> int:
-    """Harvest the bitmap: write-protect what was dirty, clear it; how many pages were dirty.
+def protect_masked(s: State, slot: int, page: Word, mask: Word) -> None:
+    """Write-protect from the first to the last page of ``mask``, whose bit 0 is ``page``; then every shadow.
+
+    Mirrors ``kvm_arch_mmu_enable_log_dirty_pt_masked``: blocks are split here if they were not when the log
+    began. ``mask`` is not 0; the caller holds mmu_lock for write.
+    """
+    first = ZERO
+    while (mask >> first) & ONE == ZERO:
+        first += ONE
+    last = U64(BITS - 1)
+    while (mask >> last) & ONE == ZERO:
+        last -= ONE
+    base = s.slots[slot, S_BASE]
+    start = base + ((page + first) << s.regs[R_PAGE_SHIFT])
+    end = base + ((page + last + ONE) << s.regs[R_PAGE_SHIFT])
+    write_protect_slot(s, start, end)
+    if splits(s) and begins_all_set(s):
+        split_range(s, start, end)
+    write_protect_shadows(s, start, end)
+
+
+@kernel
+def clear_word(s: State, slot: int, word: int, mask: Word) -> bool:
+    """Take the dirty pages of ``mask`` out of a word of the bitmap and protect them; whether any was."""
+    at = I64(s.slots[slot, S_DIRTY_WORD]) + word
+    cleared = s.dirty[at] & mask
+    if cleared == ZERO:
+        return False
+    s.dirty[at] &= ~cleared
+    protect_masked(s, slot, U64(word * BITS), cleared)
+    return True
+
+
+@kernel
+def get_dirty_log(s: State, slot: int) -> None:
+    """Harvest the bitmap: write-protect what was dirty, clear it. With manual protection nothing changes.
 
     Each 64-page word that has a bit costs a write protection from its first such page to its last, and
     one of every shadow; mmu_lock is taken once for all of them (``kvm_get_dirty_log_protect``, 7.3.4).
     """
-    pages = I64(s.slots[slot, S_SIZE] >> s.regs[R_PAGE_SHIFT])
-    word = I64(s.slots[slot, S_DIRTY_WORD])
-    span = PAGES_PER_WORD << s.regs[R_PAGE_SHIFT]
-    start = s.slots[slot, S_BASE]
-    dirty = 0
+    if s.regs[K_LOG_MODE] & LOG_MANUAL != ZERO:
+        return
+    flush = False
     mmu_lock_write(s)
-    for i in range((pages + 63) // 64):
-        bits = s.dirty[word + i]
-        if bits != ZERO:
-            first = PAGES_PER_WORD
-            last = ZERO
-            for bit in range(64):
-                if (bits >> U64(bit)) & ONE != ZERO:
-                    first = min(first, U64(bit))
-                    last = U64(bit)
-                    dirty += 1
-            page_shift = s.regs[R_PAGE_SHIFT]
-            start_dirty = start + (first << page_shift)
-            end_dirty = start + ((last + ONE) << page_shift)
-            s.dirty[word + i] = ZERO
-            write_protect_slot(s, start_dirty, end_dirty)
-            write_protect_shadows(s, start_dirty, end_dirty)
-        start += span
+    for word in range(bitmap_words(s, slot)):
+        flush |= clear_word(s, slot, word, ALL_ONES)
     mmu_unlock_write(s)
-    if dirty > 0:
+    if flush:
         flush_protected(s, slot)
-    return dirty
 
 
 @kernel
-def flush_memslot(s: State, slot: int) -> None:
-    """The slot goes or moves: take its whole range out. Mirrors ``kvm_arch_flush_shadow_memslot``."""
-    start = s.slots[slot, S_BASE]
-    end = start + s.slots[slot, S_SIZE]
-    mmu_lock_write(s)
-    unmap_range(s, CANONICAL, start, end, True)
-    ghost_begin(s, start, end)
-    update_shadows(s, start, end, True, CAUSE_MEMSLOT, UNMAP)
-    ghost_end(s)
-    vncr_after_unmap(s, start, end)
-    mmu_unlock_write(s)
+def clear_dirty_log(s: State, slot: int, first: int, end: int, word: int, flush: bool) -> bool:
+    """One word of KVM_CLEAR_DIRTY_LOG of the slot's pages [first, end): whether anything was cleared by now.
 
-
-@kernel
-def delete_slot(s: State, slot: int) -> None:
-    """Remove a memslot: its tables are flushed, its window closes."""
-    flush_memslot(s, slot)
-    s.slots[slot, S_SIZE] = ZERO
-
-
-@kernel
-def make_slot(s: State, slot: int, size: Word) -> None:
-    """Make the memslot again, its log empty. One that logs is write-protected, as if its log began.
-
-    Mirrors ``kvm_arch_commit_memory_region``; seen on the running 7.3.4 (``live/slot-with-log``).
+    Mirrors ``kvm_clear_dirty_log_protect``, whose mask may name any pages: those that are not dirty stay as
+    they are. Words are taken in order, mmu_lock is held from the first to the last, then the slot is flushed.
     """
-    s.slots[slot, S_SIZE] = size
-    forget_dirty(s, slot)
-    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO:
-        protect_slot(s, slot)
+    if word == first // BITS:
+        mmu_lock_write(s)
+    flush |= clear_word(s, slot, word, word_mask(word, first, end))
+    if (word + 1) * BITS >= end:
+        mmu_unlock_write(s)
+        if flush:
+            flush_protected(s, slot)
+    return flush

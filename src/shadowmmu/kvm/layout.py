@@ -16,6 +16,16 @@ K_SLOTS: Final = R_KVM + 4
 K_AT: Final = R_KVM + 5
 K_RACES: Final = R_KVM + 6
 """How many compare-and-swaps of L1's descriptors lose their race from now on (injected)."""
+K_SPLIT_CHUNK: Final = R_KVM + 8
+"""Bytes that eager page splitting takes at a time (KVM_CAP_ARM_EAGER_SPLIT_CHUNK_SIZE); 0: none."""
+K_LOG_MODE: Final = R_KVM + 9
+"""How what is dirty is told, as the bits LOG_MANUAL to RING_BITMAP."""
+K_SPLIT_CACHE: Final = R_KVM + 10
+"""Pages that wait to become tables of split blocks (``split_page_cache``)."""
+K_RING: Final = R_KVM + 11
+"""Entries of each vCPU's dirty ring; 0: there are none."""
+K_RUNNING: Final = R_KVM + 12
+"""The vCPU that entered its guest last: dirty pages go into its ring."""
 K_BOOT_HCR: Final = R_KVM + 20
 """HCR_EL2 as L1 sets it when it boots."""
 
@@ -49,7 +59,10 @@ V_RACE_END: Final = V_VNCR + 15
 """Host addresses that the host takes in the middle of this vCPU's next fault; both 0: none."""
 V_GAP: Final = V_VNCR + 16
 """The access a vCPU makes in the gap of a sweep: VA, operation, where its code is."""
-VCPU_COLUMNS: Final = V_VNCR + 20
+V_RING_DIRTY: Final = V_VNCR + 20
+V_RING_RESET: Final = V_VNCR + 21
+"""How many entries the vCPU's dirty ring was ever given, and how many were taken out again."""
+VCPU_COLUMNS: Final = V_VNCR + 22
 V_VTTBR: Final = V_VIRTUAL + C_VTTBR_EL2
 V_VTCR: Final = V_VIRTUAL + C_VTCR_EL2
 V_HCR: Final = V_VIRTUAL + C_HCR_EL2
@@ -83,6 +96,13 @@ SLOT_COLUMNS: Final = 6
 SLOT_LOG_DIRTY: Final = U64(1)
 SLOT_READONLY: Final = U64(2)
 SLOT_GUEST_MEMFD: Final = U64(4)
+
+LOG_MANUAL: Final = U64(1)
+"""KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: KVM_GET_DIRTY_LOG changes nothing, KVM_CLEAR_DIRTY_LOG protects."""
+LOG_ALL_SET: Final = U64(2)
+"""KVM_DIRTY_LOG_INITIALLY_SET, with LOG_MANUAL: a log begins with every page dirty and nothing protected."""
+RING_BITMAP: Final = U64(4)
+"""KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: memslots have a bitmap beside the rings."""
 
 # What functions of the kernel return besides 0: 1 for a fault that L1 gets, else an error number.
 FAULT_OF_L1: Final = 1

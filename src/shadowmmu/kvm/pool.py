@@ -16,6 +16,7 @@ from shadowmmu.kvm.layout import (
     IN_L2,
     IN_WFI,
     K_NEXT,
+    K_RUNNING,
     NO_MMU,
     ONE,
     REQUEST_MAP_VNCR,
@@ -164,6 +165,7 @@ def load_shadow(s: State, vcpu: int) -> None:
 @kernel
 def enter_guest(s: State, vcpu: int) -> None:
     """Serve what was requested of a loaded vCPU, then enter the guest."""
+    s.regs[K_RUNNING] = U64(vcpu)
     check_requests(s, vcpu)
     check_vncr_request(s, vcpu)
     s.vcpus[vcpu, V_STATE] |= IN_GUEST

@@ -9,16 +9,21 @@ from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.kvm.layout import (
+    K_LOG_MODE,
+    K_RUNNING,
     K_SLOTS,
     ONE,
+    RING_BITMAP,
     S_BASE,
     S_DIRTY_WORD,
     S_FLAGS,
     S_HVA,
     S_SIZE,
     SLOT_LOG_DIRTY,
+    SLOT_READONLY,
     ZERO,
 )
+from shadowmmu.kvm.ring import has_rings, push_dirty
 from shadowmmu.machine.log import observe_dirty
 from shadowmmu.machine.state import R_PAGE_SHIFT, State
 
@@ -44,9 +49,20 @@ def slot_hva(s: State, slot: int, canonical_ipa: Word) -> Word:
 
 
 @inline
+def has_bitmap(s: State, slot: int) -> bool:
+    """Whether ``slot`` has a dirty bitmap: it logs, and not into rings alone (``kvm_use_dirty_bitmap``)."""
+    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY == ZERO:
+        return False
+    return not has_rings(s) or s.regs[K_LOG_MODE] & RING_BITMAP != ZERO
+
+
+@inline
 def slot_logs(s: State, slot: int) -> bool:
-    """Whether dirty logging is on for ``slot``."""
-    return s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY != ZERO
+    """Whether faults are to tell what is written. Mirrors ``memslot_is_logging``, Linux 7.3.4.
+
+    It asks for the bitmap: a slot that logs into rings alone is treated as one that does not log.
+    """
+    return has_bitmap(s, slot) and s.slots[slot, S_FLAGS] & SLOT_READONLY == ZERO
 
 
 @inline
@@ -66,10 +82,16 @@ def huge_mapping_fits(s: State, slot: int, hva: Word, size: Word) -> bool:
 
 @kernel
 def mark_dirty(s: State, slot: int, canonical_ipa: Word) -> None:
-    """Set the page's bit in the slot's bitmap, if it logs. Mirrors ``mark_page_dirty_in_slot``."""
-    if not slot_logs(s, slot):
+    """Note a page of a slot that logs: in the ring of the vCPU that runs, else in the slot's bitmap.
+
+    Mirrors ``mark_page_dirty_in_slot``.
+    """
+    if s.slots[slot, S_FLAGS] & SLOT_LOG_DIRTY == ZERO:
         return
     page = (canonical_ipa - s.slots[slot, S_BASE]) >> s.regs[R_PAGE_SHIFT]
+    observe_dirty(s, canonical_ipa)
+    if has_rings(s):
+        push_dirty(s, I64(s.regs[K_RUNNING]), slot, page)
+        return
     word = s.slots[slot, S_DIRTY_WORD] + (page >> WORD_SHIFT)
     s.dirty[word] |= ONE << (page & BIT_MASK)
-    observe_dirty(s, canonical_ipa)

@@ -27,6 +27,9 @@ HVC: Final = 13
 ERROR: Final = 14
 AT: Final = 15
 OWN: Final = 76
+SPLIT: Final = 84
+RING_FULL: Final = 85
+HARVESTED: Final = 86
 
 VNCR_FILL: Final = 70
 VNCR_MAP: Final = 71
@@ -55,6 +58,9 @@ KINDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     ERROR: ("efault", ("ipa",)),
     AT: ("at", ("op", "va", "par", "slow", "replayed")),
     OWN: ("inject_own", ("esr", "far", "pc")),
+    SPLIT: ("s2split", ("addr", "size")),
+    RING_FULL: ("ring_full", ("vcpu",)),
+    HARVESTED: ("harvested", ("ipa", "vcpu")),
     VNCR_FILL: ("vncr_fill", ("gva", "ipa", "hpa", "writable", "vcpu")),
     VNCR_MAP: ("vncr_map", ("gva", "hpa", "writable", "vcpu")),
     VNCR_UNMAP: ("vncr_unmap", ("gva", "hpa", "vcpu")),

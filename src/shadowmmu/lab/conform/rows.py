@@ -39,6 +39,8 @@ LEVELS: Final = ("(L1)", L2_RUNS)
 """Marks of the rig where another vCPU goes on, at its own level."""
 PAGE_BYTES: Final = 4096
 INVALIDATIONS: Final = "TLB invalidations"
+LISTED: Final = 64
+"""Dirty pages that the VMM lists."""
 WORD: Final = (1 << 64) - 1
 
 
@@ -225,6 +227,61 @@ def model_protections(executor: Executor) -> list[Row]:
     return _logged(executor, "s2wp", lambda f: ("wp_range", f["addr"], f["addr"] + f["size"]))
 
 
+def kernel_dirty(answer: Answer) -> list[Row]:
+    """What the dirty bitmap showed each time: its first pages, and how many there were."""
+    return [
+        Row(("dirty", record.fields["total"], *record.values), step.command)
+        for step in answer.steps
+        for record in step.printed("dirty")
+    ]
+
+
+def model_dirty(executor: Executor) -> list[Row]:
+    """The same, of the model's bitmaps."""
+    return [
+        Row(("dirty", len(log.pages), *log.pages[:LISTED].tolist()), executor.scenario.where(log.event))
+        for log in executor.dirty_logs
+    ]
+
+
+def kernel_rings(answer: Answer) -> list[Row]:
+    """Pages read from dirty rings in their order, and each exit because of a full one."""
+    rows = []
+    for step in answer.steps:
+        for record in step.records:
+            if isinstance(record, Printed) and record.what == "ringfull":
+                rows.append(Row(("ring full",), step.command))
+            elif isinstance(record, Printed) and record.what == "ring":
+                vcpu = record.fields["vcpu"]
+                rows += [Row(("ring", vcpu, page), step.command) for page in record.values]
+    return rows
+
+
+def model_rings(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    rows = []
+    for logged in model_log(executor):
+        if logged.name == "ring_full":
+            rows.append(Row(("ring full",), logged.where))
+        elif logged.name == "harvested":
+            rows.append(Row(("ring", logged.fields["vcpu"], logged.fields["ipa"]), logged.where))
+    return rows
+
+
+def kernel_splits(answer: Answer) -> list[Row]:
+    """Chunks of the canonical table whose blocks are split eagerly, if the run has the probe for it."""
+    return [
+        Row(("s2split", event.fields["addr"], event.fields["size"]))
+        for event in answer.events
+        if event.name == "s2split"
+    ]
+
+
+def model_splits(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    return _logged(executor, "s2split", lambda f: ("s2split", f["addr"], f["size"]))
+
+
 def kernel_invalidations(answer: Answer) -> list[Row]:
     """TLB invalidations by IPA, range and VMID: whose, where and how much, if the run has the probes."""
     rows: list[Row] = []
@@ -275,6 +332,9 @@ ASPECTS: Final = (
     Aspect("MMIO exits", kernel_mmio, model_mmio),
     Aspect("EFAULT exits", kernel_refused_stores, model_refused_stores),
     Aspect("write protection", kernel_protections, model_protections),
+    Aspect("dirty bitmaps", kernel_dirty, model_dirty),
+    Aspect("dirty rings", kernel_rings, model_rings),
+    Aspect("splits", kernel_splits, model_splits),
     Aspect(INVALIDATIONS, kernel_invalidations, model_invalidations),
     Aspect("warnings", kernel_warned, model_warned),
 )
@@ -284,6 +344,7 @@ NEEDS_PROBE: Final = {
     "events": "s2map",
     "L2 aborts": "kvm_guest_fault",
     "write protection": "wp_range",
+    "splits": "s2split",
     INVALIDATIONS: FLUSH_NAMES[FLUSH_RANGE],
 }
 """An aspect that a run shows only if its trace has this probe."""

@@ -4,6 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "vmm.h"
@@ -11,6 +14,7 @@
 #define PAGE		4096UL
 #define KSM		"/sys/kernel/mm/ksm/"
 #define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+#define SWAP_DISK	"/dev/ram0"
 #define MPOL_MF_MOVE	2
 #define KSM_SCANS	4	/* checksum, insertion, merge, and one that finds nothing left */
 #define KHUGEPAGED_SCANS 2
@@ -49,6 +53,7 @@ static void wait_for(const char *counter, long scans)
 
 static void merge(void)
 {
+	set_file(KSM "smart_scan", "0");	/* which leaves out pages that did not merge before, more scans each time */
 	set_file(KSM "sleep_millisecs", "1");
 	set_file(KSM "pages_to_scan", "100000");
 	set_file(KSM "run", "1");
@@ -96,6 +101,29 @@ static void migrate(u64 canonical_ipa, u64 size)
 	free(before);
 }
 
+/* A RAM disk as swap space, or none; what was swapped out comes back then. */
+static void set_swap(int on)
+{
+	static unsigned header[PAGE / 4];
+	u64 bytes;
+	int f;
+
+	if (!on) {
+		if (swapoff(SWAP_DISK))
+			die("swapoff");
+		return;
+	}
+	f = open(SWAP_DISK, O_RDWR);
+	if (f < 0)
+		die("open %s", SWAP_DISK);
+	checked_ioctl(f, BLKGETSIZE64, &bytes, "BLKGETSIZE64");
+	header[256] = 1;			/* version */
+	header[257] = bytes / PAGE - 1;		/* last page */
+	memcpy((char *)header + PAGE - 10, "SWAPSPACE2", 10);
+	if (write(f, header, PAGE) != PAGE || fsync(f) || close(f) || swapon(SWAP_DISK, 0))
+		die("swap on %s", SWAP_DISK);
+}
+
 /* 0 if there is no such command. */
 int host_works(const char *what, u64 canonical_ipa, u64 size)
 {
@@ -103,6 +131,8 @@ int host_works(const char *what, u64 canonical_ipa, u64 size)
 		merge();
 	else if (!strcmp(what, "khugepaged"))
 		collapse_all();
+	else if (!strcmp(what, "swap"))
+		set_swap(canonical_ipa != 0);
 	else if (!strcmp(what, "migrate"))
 		migrate(canonical_ipa, size);
 	else

@@ -28,9 +28,19 @@ from shadowmmu.lab.conform.rows import (
 from shadowmmu.machine.counters import NOTIFIERS
 
 LARGE = Path(__file__).parent.parent / "data" / "kernel_runs"
-TRACED = ("scenario/", "random/", "suspicion/", "granule/", "live/")
+TRACED = ("scenario/", "random/", "suspicion/", "granule/", "live/", "mm/")
 RUNS = {run.name: run for run in [*bundled_runs(), *read_runs(LARGE)] if run.name.startswith(TRACED)}
-QUICK = ("random/seed1", "scenario/09", "scenario/12", "suspicion/", "granule/", "live/s", "live/m")
+QUICK = (
+    "random/seed1",
+    "scenario/09",
+    "scenario/12",
+    "suspicion/",
+    "granule/",
+    "live/s",
+    "live/m",
+    "mm/ksm-pages",
+    "mm/p",
+)
 PROBED = [name for name in RUNS if name.startswith("suspicion/")]
 """Runs whose kernel was asked for its TLB invalidations."""
 NAMES = [name for name in RUNS if name.startswith(QUICK)] if INTERPRETED else list(RUNS)
@@ -64,7 +74,7 @@ def test_what_the_runs_show(name: str) -> None:
     assert kernel_touches(recorded(name))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("live/")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("live/", "mm/"))])
 def test_a_live_run_agrees_in_every_aspect(name: str) -> None:
     conformity = conform_run(RUNS[name])
     assert conformity.agrees, "\n".join(conformity.differences[0].lines())
@@ -108,5 +118,5 @@ def test_setting_pages_idle_ages_them_in_the_canonical_table_alone() -> None:
 
 def test_a_run_is_named_once() -> None:
     runs: list[KernelRun] = bundled_runs()
-    assert len(RUNS) == 45
+    assert len(RUNS) == 50
     assert len(runs) == 41

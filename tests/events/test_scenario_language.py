@@ -120,7 +120,7 @@ def test_the_events_of_a_whole_script() -> None:
         ("poke 0x41000008 0x10", (schema.POKE, 0x41000008, 16, 0, 0, 0, 0)),
         ("peek 0x41000008", (schema.PEEK, 0x41000008, 0, 0, 0, 0, 0)),
         ("nop", (schema.NOP, 0, 0, 0, 0, 0, 0)),
-        ("ret 0x41000000 4k", (schema.HOST_WRITE, 0x41000000, 4096, 0, 0, 0, 0)),
+        ("ret 0x41000000 4k", (schema.HOST_WRITE, 0x41000000, 4096, 1, 0, 0, 0)),
         ("mprotect 0x41000000 4k", (schema.MPROTECT, 0x41000000, 4096, 0, 0, 0, 0)),
         ("log 1", (schema.LOG, 1, 0, 0, 0, 0, 0)),
         ("getlog", (schema.GETLOG, 0, 0, 0, 0, 0, 0)),

@@ -28,9 +28,10 @@ def test_which_runs_ship() -> None:
     names = {run.name for run in RUNS}
     vcpus = [name for name in names if name.startswith("vcpus/")]
     live = [name for name in names if name.startswith("live/")]
-    assert (len(bundled_runs()), len(live)) == (41, 15)
-    assert len(names) == len(RUNS) == 68
-    assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) == {
+    memory = [name for name in names if name.startswith("mm/")]
+    assert (len(bundled_runs()), len(live), len(memory)) == (41, 15, 5)
+    assert len(names) == len(RUNS) == 73
+    assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) - set(memory) == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }
     listed = {str(path) for run in RUNS for path in (run.answer_path, run.scenario_path)}

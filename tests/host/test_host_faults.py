@@ -8,9 +8,10 @@ from host_lab import BASE, HUGE, PAGE, Host, host, starts
 
 from shadowmmu.compiled import U64
 from shadowmmu.host import layout
-from shadowmmu.host.advise import plan_collapse, plan_idle, plan_idle_check, plan_pageout
+from shadowmmu.host.advise import plan_collapse, plan_idle, plan_idle_check
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.layout import EAGAIN, EFAULT, EINVAL, ENOMEM
+from shadowmmu.host.reclaim import plan_pageout
 from shadowmmu.host.remove import plan_dontneed
 from shadowmmu.host.steps import apply_step
 from shadowmmu.host.tables import is_idle, set_idle, translate

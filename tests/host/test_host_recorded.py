@@ -16,8 +16,8 @@ from shadowmmu.compiled import U64
 from shadowmmu.formats.answer import Answer, Step
 from shadowmmu.formats.ftrace import MARK, TraceEvent
 from shadowmmu.formats.runs import KernelRun, bundled_runs
-from shadowmmu.host.advise import plan_pageout
 from shadowmmu.host.layout import EFAULT, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE
+from shadowmmu.host.reclaim import plan_pageout
 
 RAM = 0x4000_0000
 MMIO = 0x0900_0000

@@ -12,6 +12,7 @@ from shadowmmu.arch.context import C_HCRX_EL2, C_TCR2_EL1, ROW
 from shadowmmu.arch.fault import READ, WRITE
 from shadowmmu.arch.registers import HCR_EL2, HCRX_EL2
 from shadowmmu.compiled import I64, U64, Word, Words, inline, kernel
+from shadowmmu.engine.contents import STORED, keep_l2_store, keep_vmm_store
 from shadowmmu.engine.vcpu_actions import bring_to_l1, return_to_l1
 from shadowmmu.events.schema import (
     AT,
@@ -20,6 +21,7 @@ from shadowmmu.events.schema import (
     HOST_WRITE,
     HUGEPAGE,
     KHUGEPAGED,
+    KSM,
     MAP_GUEST,
     MERGEABLE,
     MIGRATE,
@@ -70,12 +72,20 @@ from shadowmmu.host.advise import (
     plan_collapse,
     plan_idle,
     plan_mprotect,
-    plan_pageout,
 )
 from shadowmmu.host.background import plan_khugepaged, plan_migrate
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.geometry import page_shift, page_size
-from shadowmmu.host.layout import HVA_BASE, MADV_HUGEPAGE, MADV_MERGEABLE, MADV_NOHUGEPAGE, R_RESUME
+from shadowmmu.host.ksm import plan_ksm
+from shadowmmu.host.layout import (
+    HVA_BASE,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    R_CONTENTS,
+    R_RESUME,
+)
+from shadowmmu.host.reclaim import plan_pageout
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import region_end, translate
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
@@ -195,8 +205,10 @@ def touch(s: State, vcpu: int, op: Words) -> int:
         outcome = touch_once(s, vcpu, va, I64(op[D]), op[E], done == ZERO, fetched)
         fetched = s.count[GUEST_ABORTS] == aborts
         if outcome == DONE:
+            if op[D] == U64(WRITE):
+                keep_l2_store(s, vcpu, va, op[A] ^ STORED)
             done += ONE
-            if not fetched and done < op[C]:
+            if (not fetched or s.regs[R_CONTENTS] != ZERO) and done < op[C]:
                 s.regs[G_CURSOR] = done
                 return MORE
     if outcome == DONE:
@@ -302,8 +314,9 @@ def host_write(s: State, op: Words) -> int:
         return EVENT_DONE
     vmm_store(s, op[A] + offset)
     hva = host_address(op[A] + offset)
+    keep_vmm_store(s, hva, op[A] + offset, op[C] != ZERO)
     size = translate(s, hva).size
-    if size < page_size(s):
+    if size < page_size(s) or s.regs[R_CONTENTS] != ZERO:
         size = page_size(s)
     s.regs[G_CURSOR] = offset + (size - (hva & (size - ONE)))
     return MORE
@@ -328,6 +341,8 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
         return plan_migrate(s, hva, size)
     if kind == KHUGEPAGED:
         return plan_khugepaged(s, hva)
+    if kind == KSM:
+        return plan_ksm(s, hva)
     if kind == PAGEOUT:
         return plan_pageout(s, hva, size)
     if kind == HUGEPAGE:
@@ -344,7 +359,7 @@ def host_action(s: State, kind: int, op: Words) -> int:
     """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
     if kind == HOST_WRITE:
         return host_write(s, op)
-    if kind == KHUGEPAGED:
+    if kind == KHUGEPAGED or kind == KSM:
         start = HVA_BASE
         end = region_end(s)
     else:

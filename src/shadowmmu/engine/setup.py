@@ -11,9 +11,10 @@ from shadowmmu.arch.registers import HCR_EL2
 from shadowmmu.compiled import U64, Word, Words, kernel
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import CATALOGUE, Design
+from shadowmmu.engine.contents import contents_matter
 from shadowmmu.events.schema import CAPABILITIES, CAPABILITY, MEMSLOT, MOST_SLOTS, Scenario
 from shadowmmu.guest.layout import G_MEMORY, RAM_BASE
-from shadowmmu.host.layout import HVA_BASE
+from shadowmmu.host.layout import HVA_BASE, R_CONTENTS
 from shadowmmu.host.setup import Backing, host_arrays, host_setup
 from shadowmmu.kvm.at import VARIANTS
 from shadowmmu.kvm.differences import switch_bits
@@ -110,6 +111,7 @@ def build_state(scenario: Scenario, machine: Machine, design: str) -> State:
     regs[K_SLOTS] = 1
     regs[K_AT] = VARIANTS[machine.at]
     regs[K_ARCHITECTURE] = switch_bits(machine.as_architecture)
+    regs[R_CONTENTS] = contents_matter(scenario)
     regs[G_MEMORY] = scenario.memory_bytes
     state.slots[0, S_BASE] = RAM_BASE
     state.slots[0, S_SIZE] = scenario.memory_bytes
@@ -142,7 +144,7 @@ def _allocate(scenario: Scenario, machine: Machine, design: Design) -> State:
         vcpus=words(scenario.vcpus, VCPU_COLUMNS),
         slots=words(MOST_SLOTS, SLOT_COLUMNS),
         vmas=host["vmas"],
-        hpte=host["hpte"],
+        hpte=words((1 + contents_matter(scenario)) * shapes["hpte"][0]),
         hpmd=host["hpmd"],
         plan=host["plan"],
         dirty=words(dirty_words(scenario, page_shift)),

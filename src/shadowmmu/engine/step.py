@@ -31,6 +31,7 @@ from shadowmmu.events.schema import (
     GETLOG,
     IDLEGET,
     KHUGEPAGED,
+    KSM,
     LOG,
     MARK,
     MIGRATE,
@@ -139,7 +140,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE:
+        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE or kind == KSM:
             outcome = host_action(s, kind, operands[i])
         elif kind >= ENTER and kind <= TEARDOWN:
             if kind == ENTER:

@@ -77,6 +77,7 @@ _LIST = (
     _host("punch", schema.PUNCH),
     _host("migrate", schema.MIGRATE),
     Command("khugepaged", "khugepaged", 0, 0, "after", schema.KHUGEPAGED),
+    Command("ksm", "ksm", 0, 0, "after", schema.KSM),
     _host("write", schema.HOST_WRITE),
     _host("ret", schema.HOST_WRITE),
     Command("mprotect", "mprotect CIPA SIZE [rw]", 2, 3, "after", schema.MPROTECT),

@@ -375,7 +375,7 @@ def _hold(reader: _Reader, command: Command, words: list[str], given: int) -> No
 
 
 def _host_range(reader: _Reader, command: Command, words: list[str], given: int) -> None:
-    reader.add(command.kind, *reader.canonical_range(words[0], words[1]))
+    reader.add(command.kind, *reader.canonical_range(words[0], words[1]), int(command.name == "ret"))
 
 
 def _mprotect(reader: _Reader, command: Command, words: list[str], given: int) -> None:
@@ -492,7 +492,7 @@ _HANDLERS: dict[str, _Handler] = {
     "dump": _dump,
     "mark": _mark,
     **dict.fromkeys(("vm", "log", "slot"), _switch),
-    **dict.fromkeys(("nop", "release", "khugepaged"), _bare),
+    **dict.fromkeys(("nop", "release", "khugepaged", "ksm"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,
     **dict.fromkeys(schema.CAPABILITIES, _capability),

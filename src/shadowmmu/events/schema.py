@@ -69,6 +69,7 @@ CAPABILITY = 84
 MEMSLOT = 85
 CLEARLOG = 86
 HARVEST = 87
+KSM = 90
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
@@ -218,7 +219,12 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(COLLAPSE, "COLLAPSE", "the VMM's madvise(MADV_COLLAPSE)", _RANGE),
     KindSpec(MERGEABLE, "MERGEABLE", "the VMM's madvise(MADV_MERGEABLE)", _RANGE),
     KindSpec(PAGEOUT, "PAGEOUT", "the VMM's madvise(MADV_PAGEOUT)", _RANGE),
-    KindSpec(HOST_WRITE, "HOST_WRITE", "the VMM stores to each page of the range", _RANGE),
+    KindSpec(
+        HOST_WRITE,
+        "HOST_WRITE",
+        "the VMM stores to each page of the range",
+        (*_RANGE, "0 its canonical_ipa, 1 a ret instruction"),
+    ),
     KindSpec(
         MPROTECT,
         "MPROTECT",
@@ -235,6 +241,7 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(IDLEGET, "IDLEGET", "the host reads which pages are still idle", ("canonical_ipa", "pages")),
     KindSpec(KHUGEPAGED, "KHUGEPAGED", "khugepaged collapses what it can of the VMM's memory"),
     KindSpec(MIGRATE, "MIGRATE", "each page of the range moves to another frame (move_pages)", _RANGE),
+    KindSpec(KSM, "KSM", "ksmd goes over the mergeable memory until nothing is left to merge"),
     KindSpec(
         CAPABILITY,
         "CAPABILITY",

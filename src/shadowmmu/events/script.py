@@ -29,6 +29,7 @@ _BARE = {
     schema.TEARDOWN: "teardown",
     schema.RELEASE: "release",
     schema.KHUGEPAGED: "khugepaged",
+    schema.KSM: "ksm",
 }
 
 _SLOTS: dict[int, Callable[[int, int, int, int, int], str]] = {
@@ -60,7 +61,8 @@ def format_event(scenario: Scenario, index: int) -> str:
     kind = int(row["kind"])
     a, b, c, d, e, f = (int(row[letter]) for letter in schema.OPERANDS)
     if kind in HOST_COMMAND:
-        return f"{HOST_COMMAND[kind]} {a:#x} {size_word(b)}"
+        name = "ret" if kind == schema.HOST_WRITE and c else HOST_COMMAND[kind]
+        return f"{name} {a:#x} {size_word(b)}"
     if kind in _SWITCHES:
         return f"{_SWITCHES[kind]} {a}"
     if kind in _PAGES:
@@ -108,8 +110,7 @@ def format_event(scenario: Scenario, index: int) -> str:
 def write_script(scenario: Scenario) -> str:
     """The whole scenario as a script, which ``parse_scenario`` reads back as the same events; O(events).
 
-    A HOST_WRITE is written as ``write``, also where the script it came from had ``ret``. Raises ValueError
-    if an event cannot be said in the language.
+    Raises ValueError if an event cannot be said in the language.
     """
     lines = [f"mem {scenario.memory_bytes}"]
     if scenario.vcpus != 1:

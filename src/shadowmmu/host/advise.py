@@ -1,4 +1,4 @@
-"""Changing what memory is: mprotect, madvise of flags, MADV_COLLAPSE, MADV_PAGEOUT, page idle.
+"""Changing what memory is: mprotect, madvise of flags, MADV_COLLAPSE, page idle.
 
 Mirrors ``mprotect.c``, ``madvise.c``, ``khugepaged.c`` and ``page_idle.c`` of Linux 7.3.4.
 """
@@ -249,31 +249,6 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
     if rows == 0 and s.regs[R_RESULT] != ZERO:
         return -int(I64(s.regs[R_RESULT]))
     return rows
-
-
-@kernel
-def plan_pageout(s: State, hva: Word, size: Word) -> int:
-    """Plan madvise(hva, size, MADV_PAGEOUT): nothing is taken, for there is no swap. Always 0 rows.
-
-    ``-EINVAL`` off the page grid or in hugetlb, ``-ENOMEM`` at a hole. Read, not seen: anonymous pages fail
-    to get a swap entry in ``shrink_folio_list`` and stay; references are ignored, so nothing is aged.
-    Of a huge page, whole or in part, Linux splits the folio with a notifier for each VMA that maps it (seen
-    on the running 7.3.4): left out.
-    """
-    end = range_end(s, hva, size)
-    if end == ZERO:
-        return -EINVAL
-    here = hva
-    count = vma_count(s)
-    row = find_vma(s, NO_ROWS, count, hva)
-    while here < end:
-        if row == count or s.vmas[row, V_START] > here:
-            return -ENOMEM
-        if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-            return -EINVAL
-        here = s.vmas[row, V_END]
-        row += 1
-    return 0
 
 
 @kernel

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from shadowmmu.compiled import Word, kernel
 from shadowmmu.host.advise import may_collapse, plan_collapse_blocks
-from shadowmmu.host.cutting import range_end
+from shadowmmu.host.cutting import put_folio, range_end
+from shadowmmu.host.folio import sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
 from shadowmmu.host.layout import (
+    E_ADDRESS,
     E_FOLIO,
     E_HUGE,
+    E_KSM,
     E_ZERO,
     EINVAL,
     NO_ROWS,
@@ -35,35 +38,11 @@ from shadowmmu.machine.state import State
 
 
 @kernel
-def plan_move_split(s: State, hva: Word) -> int:
-    """Plan moving the split huge page around ``hva``: a notifier for its part in each VMA, in order.
-
-    The kernel moves each part's entries inside that part's notifier and copies after the last; here all
-    happens inside the last one.
-    """
-    block = hva & huge_mask(s)
-    end = block + huge_size(s)
-    rows = NO_ROWS
-    count = vma_count(s)
-    row = find_vma(s, NO_ROWS, count, block)
-    last = block
-    while row < count and s.vmas[row, V_START] < end:
-        start = max(block, s.vmas[row, V_START])
-        last = min(end, s.vmas[row, V_END])
-        rows = put_start(s, rows, start, last)
-        if s.vmas[row, V_END] >= end or row + 1 == count or s.vmas[row + 1, V_START] >= end:
-            rows = put(s, rows, MOVE, hva, ZERO, ZERO)
-        rows = put_end(s, rows, start, last)
-        row += 1
-    return rows
-
-
-@kernel
 def plan_migrate(s: State, hva: Word, size: Word) -> int:
     """Plan move_pages of [hva, hva + size), the next folio of it: the number of rows.
 
-    Zero pages and hugetlb stay (the rig has no spare hugetlb page to move one to). A huge page in part in
-    the range moves whole, and the plan goes on behind it. ``-EINVAL`` off the page grid.
+    Zero pages, pages shared by KSM, and hugetlb stay (the rig has no spare hugetlb page to move one to). A
+    huge page in part in the range moves whole, and the plan goes on behind it. ``-EINVAL`` off the page grid.
     Mirrors ``try_to_migrate_one``. Of a split huge page of which some was unmapped already, Linux may split
     the folio first: read, left out.
     """
@@ -80,11 +59,12 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
         if word & (E_HUGE | E_FOLIO) != ZERO:
             following = block + huge_size(s)
         row = find_vma(s, NO_ROWS, count, here)
-        if word != ZERO and word & E_ZERO == ZERO and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
+        stays = word & E_ZERO != ZERO or (word & E_KSM != ZERO and sharers(s, word & E_ADDRESS) > 1)
+        if word != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
                 s.regs[R_RESUME] = following
             if word & E_FOLIO != ZERO:
-                return plan_move_split(s, here)
+                return put_folio(s, NO_ROWS, here, MOVE)
             start = block if word & E_HUGE != ZERO else here
             rows = put_start(s, NO_ROWS, start, following)
             rows = put(s, rows, MOVE, here, ZERO, ZERO)

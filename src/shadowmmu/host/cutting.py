@@ -12,6 +12,7 @@ from shadowmmu.host.layout import (
     ONE_ROW,
     R_DRAFT_CHANGED,
     TWO_ROWS,
+    V_ANON,
     V_END,
     V_FLAGS,
     V_START,
@@ -20,7 +21,7 @@ from shadowmmu.host.layout import (
 )
 from shadowmmu.host.steps import COMMIT_VMAS, SPLIT, put, put_end, put_start
 from shadowmmu.host.tables import populated
-from shadowmmu.host.vma import adopt_anon, anon_agree, can_merge, cut, delete_rows
+from shadowmmu.host.vma import adopt_anon, anon_agree, can_merge, cut, delete_rows, find_vma, vma_count
 from shadowmmu.machine.state import State, Word
 
 ADDRESS_LIMIT: Final = U64(1 << 56)
@@ -129,4 +130,34 @@ def close_plan(s: State, rows: int) -> int:
     if s.regs[R_DRAFT_CHANGED] == ZERO:
         return 0
     put(s, NO_ROWS, COMMIT_VMAS, ZERO, ZERO, ZERO)
+    return rows
+
+
+@kernel
+def put_folio(s: State, rows: int, hva: Word, op: Word) -> int:
+    """``op`` on the huge page around ``hva``: a notifier for its part in each VMA of its anon_vma, in order.
+
+    The kernel takes each part's entries out inside that part's notifier and puts them back after the last;
+    here all happens inside the last one. Mirrors ``try_to_migrate`` (``rmap_walk_anon``): one VMA and 2M
+    where the leaf maps it, parts where that was split (seen on the rig).
+    """
+    block = hva & huge_mask(s)
+    end = block + huge_size(s)
+    count = vma_count(s)
+    anon = s.vmas[find_vma(s, NO_ROWS, count, hva), V_ANON]
+    first = find_vma(s, NO_ROWS, count, block)
+    last = first
+    row = first
+    while row < count and s.vmas[row, V_START] < end:
+        if s.vmas[row, V_ANON] == anon:
+            last = row
+        row += 1
+    for row in range(first, last + 1):
+        if s.vmas[row, V_ANON] == anon:
+            part = max(block, s.vmas[row, V_START])
+            rest = min(end, s.vmas[row, V_END])
+            rows = put_start(s, rows, part, rest)
+            if row == last:
+                rows = put(s, rows, op, hva, ZERO, ZERO)
+            rows = put_end(s, rows, part, rest)
     return rows

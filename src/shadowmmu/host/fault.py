@@ -1,7 +1,7 @@
 """Host page faults: GUP on behalf of a guest fault, or the VMM touching its own memory.
 
 Mirrors ``handle_mm_fault`` of Linux 7.3.4 for one anonymous private mapping or hugetlb pages. There is
-no swap, no KSM page and no fork, so a page that is not the zero page belongs to this process alone.
+no fork, so a page that is neither the zero page nor merged by KSM belongs to this process alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from shadowmmu.host.geometry import huge_mask, huge_size, page_size
 from shadowmmu.host.layout import (
     E_HUGE,
     E_IDLE,
+    E_KSM,
     E_WRITE,
     E_ZERO,
     EAGAIN,
@@ -82,11 +83,12 @@ def plan_absent(s: State, row: int, hva: Word, write: bool) -> int:
 def plan_write_protected(s: State, row: int, hva: Word, word: Word) -> int:
     """A write to page ``hva`` that leaf ``word`` maps read-only though the VMA allows writing.
 
-    The zero page is replaced inside a notifier of its size (``wp_page_copy``, ``do_huge_zero_wp_pmd``);
-    any other page is this process's alone and only its entry changes (``wp_page_reuse``,
-    ``hugetlb_wp``): after mprotect to read-only and back that has happened already, except in hugetlb.
+    The zero page, or a page that KSM merged, is replaced inside a notifier of its size (``wp_page_copy``,
+    ``do_huge_zero_wp_pmd``; seen on the rig). Any other page is this process's alone and only its entry
+    changes (``wp_page_reuse``, ``hugetlb_wp``): after mprotect to read-only and back that has happened
+    already, except in hugetlb.
     """
-    if word & E_ZERO == ZERO:
+    if word & (E_ZERO | E_KSM) == ZERO:
         return put(s, NO_ROWS, MAKE_WRITABLE, hva, ZERO, ZERO)
     huge = word & E_HUGE != ZERO
     start = hva & huge_mask(s) if huge else hva

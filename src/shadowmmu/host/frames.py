@@ -1,4 +1,4 @@
-"""Giving mapped pages other frames: what migration does to the host's page tables and to contents.
+"""Giving mapped pages other frames: what migration and merging do to page tables and to contents.
 
 A huge page whose leaf was split stays one folio: its pages carry ``E_FOLIO`` and move together.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.geometry import page_shift, page_size, pages_per_huge
-from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, ZERO
+from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, E_KSM, E_WRITE, ZERO
 from shadowmmu.host.tables import block_index, fresh_huge, fresh_page, page_index
-from shadowmmu.machine.frames import data_frame
+from shadowmmu.machine.frames import data_frame, drop_content
 from shadowmmu.machine.state import State
 
 
@@ -67,3 +67,18 @@ def move(s: State, hva: Word) -> None:
     target = fresh_page(s)
     move_content(s, word & E_ADDRESS, target)
     s.hpte[page] = readdressed(word, target)
+
+
+@kernel
+def merge(s: State, hva: Word, into: Word) -> None:
+    """Map the page of ``hva`` read-only to the frame of the page of ``into``, which holds the same.
+
+    With both the same, that page itself becomes one that others may share (``write_protect_page``). Mirrors
+    ``replace_page``.
+    """
+    page = page_index(s, hva)
+    word = s.hpte[page]
+    pa = s.hpte[page_index(s, into)] & E_ADDRESS
+    if pa != word & E_ADDRESS:
+        drop_content(s, word & E_ADDRESS)
+    s.hpte[page] = (readdressed(word, pa) | E_KSM) & ~E_WRITE

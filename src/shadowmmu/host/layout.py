@@ -7,7 +7,8 @@
     one word per 2M of the region, then one word per 1G that is not 0 once a page middle directory
     hangs there (as a populated PUD entry in the kernel).
 ``hpte``
-    one word per 4K page; it counts only while the page's ``hpmd`` word says ``PMD_TABLE``.
+    one word per 4K page; it counts only while the page's ``hpmd`` word says ``PMD_TABLE``. Where contents
+    are kept (``R_CONTENTS``) a second half follows: what KSM remembers of each page.
 
 Sizes are those of the 4K granule here; ``host.geometry`` has those of the machine's.
 """
@@ -59,6 +60,7 @@ E_IDLE: Final = U64(1 << 3)  # the page idle flag of the page's folio
 E_HUGE: Final = U64(1 << 4)  # hpmd only: a 2M leaf
 E_PRESENT: Final = U64(1 << 5)  # always set in a mapped entry
 E_FOLIO: Final = U64(1 << 6)  # hpte only: a page of a 2M folio whose leaf was split
+E_KSM: Final = U64(1 << 7)  # hpte only: a page that KSM merged; its frame may be mapped at several addresses
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)
@@ -82,6 +84,8 @@ R_HUGE_ZERO: Final = R_HOST + 8  # physical address of the huge zero page
 R_RESULT: Final = R_HOST + 9  # errno the system call ends with after doing part of its work, else 0
 R_RESUME: Final = R_HOST + 10  # address from which to plan the rest of a range, 0 if none is left
 R_PLAN_BASE: Final = R_HOST + 11  # row of ``plan`` that plans begin at, 0 unless another is under way
+R_CONTENTS: Final = R_HOST + 12  # 1: what the VMM and L2 store is kept, for merging and zero pages
+R_MERGE_SCAN: Final = R_HOST + 13  # which of KSM's scans is under way, 0 to KSM_SCANS - 1
 
 EAGAIN: Final = 11
 ENOMEM: Final = 12

@@ -15,7 +15,8 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, kernel
-from shadowmmu.host.frames import move
+from shadowmmu.host.folio import split_folio
+from shadowmmu.host.frames import merge, move
 from shadowmmu.host.layout import ONE, R_PLAN_BASE, ZERO
 from shadowmmu.host.tables import (
     change_access,
@@ -48,6 +49,8 @@ DETACH: Final = U64(13)
 COLLAPSE: Final = U64(14)
 SET_IDLE: Final = U64(15)
 MOVE: Final = U64(16)
+SPLIT_FOLIO: Final = U64(17)
+MERGE: Final = U64(18)
 
 OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     NOTIFY_START: ("notify_start", ("start", "end", "blockable"), "mmu_notifier_invalidate_range_start"),
@@ -65,6 +68,12 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     DETACH: ("detach", ("hva",), "the table of a 2M is taken off"),
     COLLAPSE: ("collapse", ("hva", "flags"), "a huge page takes the place of a detached table"),
     MOVE: ("move", ("hva",), "a page, huge page or split huge page gets new frames"),
+    SPLIT_FOLIO: (
+        "split_folio",
+        ("hva",),
+        "a huge page becomes pages of their own, zeros the zero page",
+    ),
+    MERGE: ("merge", ("hva", "into"), "a page is write-protected, and maps the frame of the page at into"),
     SET_IDLE: ("set_idle", ("hva", "idle"), "the page idle flag is set or cleared"),
 }
 """Name, operands a, b, c, and meaning of each op. Addresses are host virtual, ends exclusive."""
@@ -124,5 +133,9 @@ def apply_step(s: State, row: int) -> None:
         collapse(s, a, b)
     elif op == MOVE:
         move(s, a)
+    elif op == SPLIT_FOLIO:
+        split_folio(s, a)
+    elif op == MERGE:
+        merge(s, a, b)
     elif op == SET_IDLE:
         set_idle(s, a, b != ZERO)

@@ -28,6 +28,7 @@ from shadowmmu.host.layout import (
     E_FOLIO,
     E_HUGE,
     E_IDLE,
+    E_KSM,
     E_NOT_ACCESS,
     E_NOT_HUGE,
     E_NOT_IDLE,
@@ -49,7 +50,7 @@ from shadowmmu.host.layout import (
     ZERO,
 )
 from shadowmmu.machine.counters import COPIES_ON_WRITE, HOST_FAULTS
-from shadowmmu.machine.frames import data_frame, drop_content
+from shadowmmu.machine.frames import data_frame, drop_content, share_content
 from shadowmmu.machine.state import DATA_BASE, R_NEXT_DATA, State, Word
 
 
@@ -151,7 +152,8 @@ def fresh_huge(s: State) -> Word:
 def fill_page(s: State, hva: Word, zero: bool) -> None:
     """Map the page of ``hva``: read-only to the zero page, or writable to a fresh frame.
 
-    Mirrors the ends of ``do_anonymous_page`` and ``wp_page_copy``; the zero page has no content to copy.
+    Mirrors the ends of ``do_anonymous_page`` and ``wp_page_copy``: a merged page's content is copied, the
+    zero page has none.
     """
     s.count[HOST_FAULTS] += 1
     s.hpmd[giga_index(s, hva)] = ONE
@@ -160,9 +162,13 @@ def fill_page(s: State, hva: Word, zero: bool) -> None:
     if zero:
         s.hpte[index] = s.regs[R_ZERO_PAGE] | E_ZERO | E_READ | E_PRESENT
         return
-    if s.hpte[index] & E_ZERO != ZERO:
+    old = s.hpte[index]
+    pa = fresh_page(s)
+    if old & (E_ZERO | E_KSM) != ZERO:
         s.count[COPIES_ON_WRITE] += 1
-    s.hpte[index] = fresh_page(s) | E_READ | E_WRITE | E_PRESENT
+    if old & E_KSM != ZERO:
+        share_content(s, old & E_ADDRESS, pa)
+    s.hpte[index] = pa | E_READ | E_WRITE | E_PRESENT
 
 
 @kernel
@@ -223,10 +229,13 @@ def split_huge(s: State, hva: Word) -> None:
 
 @kernel
 def forget_pages(s: State, first: int, last: int) -> None:
-    """Drop the content of the pages that ``hpte[first:last]`` maps, and clear these words."""
+    """Drop the content of the pages that ``hpte[first:last]`` maps, and clear these words.
+
+    That of a merged page stays: others may map its frame.
+    """
     for page in range(first, last):
         word = s.hpte[page]
-        if word != ZERO and word & E_ZERO == ZERO:
+        if word != ZERO and word & (E_ZERO | E_KSM) == ZERO:
             drop_content(s, word & E_ADDRESS)
     s.hpte[first:last] = ZERO
 
@@ -276,13 +285,13 @@ def free_tables(s: State, floor: Word, ceiling: Word) -> None:
 
 @inline
 def access_word(word: Word, flags: Word) -> Word:
-    """Leaf ``word`` with the access of a VMA with ``flags``; the zero page and hugetlb stay read-only."""
+    """Leaf ``word`` with the access of a VMA with ``flags``; zero, merged, hugetlb pages stay read-only."""
     if word == ZERO:
         return word
     word = word & E_NOT_ACCESS
     if flags & VM_ACCESS != ZERO:
         word |= E_READ
-    if flags & (VM_WRITE | VM_HUGETLB) == VM_WRITE and word & E_ZERO == ZERO:
+    if flags & (VM_WRITE | VM_HUGETLB) == VM_WRITE and word & (E_ZERO | E_KSM) == ZERO:
         word |= E_WRITE
     return word
 
@@ -292,8 +301,8 @@ def change_access(s: State, start: Word, end: Word, flags: Word) -> None:
     """Give every page of [start, end) the access that ``flags`` allow.
 
     Mirrors ``change_protection_range`` with ``MM_CP_TRY_CHANGE_WRITABLE``: pages that belong to this
-    process alone become writable at once; all but the zero page do here. hugetlb pages wait for the
-    next write fault (``hugetlb_change_protection``: read, not seen).
+    process alone become writable at once; all but the zero page and merged ones do here. hugetlb pages wait
+    for the next write fault (``hugetlb_change_protection``: read, not seen).
     """
     here = start
     while here < end:
@@ -330,8 +339,11 @@ def collapse(s: State, hva: Word, flags: Word) -> None:
         old = s.hpte[first + page]
         if old != ZERO and old & E_ZERO == ZERO:
             source = I64(data_frame(s, old & E_ADDRESS))
-            s.content[target + page] = s.content[source]
-            s.content[source] = ZERO
+            if old & E_KSM != ZERO:
+                share_content(s, old & E_ADDRESS, pa + (U64(page) << page_shift(s)))
+            else:
+                s.content[target + page] = s.content[source]
+                s.content[source] = ZERO
     s.hpte[first : first + pages_per_huge(s)] = ZERO
     s.hpmd[block] = access_word(pa | E_HUGE | E_PRESENT, flags)
 

@@ -132,6 +132,20 @@ def read_memory(s: State, pa: Word) -> Word:
 
 
 @kernel
+def copy_frame(s: State, old: Word) -> Word:
+    """A fresh frame of content that holds what ``old`` holds."""
+    frame = take_frame(s)
+    s.frames[frame, OWNER] = KIND_CONTENT
+    s.frames[frame, REFS] = ONE
+    shift = s.regs[R_PAGE_SHIFT] - THREE
+    source = I64(old << shift)
+    target = I64(frame << shift)
+    for word in range(1 << I64(shift)):
+        s.mem[target + word] = s.mem[source + word]
+    return frame
+
+
+@kernel
 def write_memory(s: State, pa: Word, value: Word) -> None:
     """Store an 8-byte word at data address ``pa``; the page gets content when first written."""
     index = data_frame(s, pa)
@@ -139,6 +153,11 @@ def write_memory(s: State, pa: Word, value: Word) -> None:
     if holder == ZERO:
         holder = take_frame(s)
         s.frames[holder, OWNER] = KIND_CONTENT
+        s.frames[holder, REFS] = ONE
+        s.content[index] = holder
+    elif s.frames[holder, REFS] != ONE:
+        s.frames[holder, REFS] -= ONE
+        holder = copy_frame(s, holder)
         s.content[index] = holder
     inside = (pa & ((ONE << s.regs[R_PAGE_SHIFT]) - ONE)) >> THREE
     s.mem[(holder << (s.regs[R_PAGE_SHIFT] - THREE)) + inside] = value
@@ -151,4 +170,18 @@ def drop_content(s: State, pa: Word) -> None:
     holder = s.content[index]
     if holder != ZERO:
         s.content[index] = ZERO
-        give_frame(s, holder)
+        s.frames[holder, REFS] -= ONE
+        if s.frames[holder, REFS] == ZERO:
+            give_frame(s, holder)
+
+
+@kernel
+def share_content(s: State, source: Word, target: Word) -> None:
+    """Let the data page at ``target``, which holds nothing, hold what the one at ``source`` holds. O(1).
+
+    A later store to either copies it (``write_memory``).
+    """
+    holder = s.content[data_frame(s, source)]
+    if holder != ZERO:
+        s.frames[holder, REFS] += ONE
+        s.content[data_frame(s, target)] = holder

@@ -27,10 +27,11 @@ RUNS = bundled_runs() + read_runs(LARGE)
 def test_which_runs_ship() -> None:
     names = {run.name for run in RUNS}
     vcpus = [name for name in names if name.startswith("vcpus/")]
+    slots = [name for name in names if name.startswith("slots/")]
     live = [name for name in names if name.startswith("live/")]
     assert (len(bundled_runs()), len(live)) == (41, 15)
-    assert len(names) == len(RUNS) == 68
-    assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) == {
+    assert len(names) == len(RUNS) == 77
+    assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) - set(slots) == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }
     listed = {str(path) for run in RUNS for path in (run.answer_path, run.scenario_path)}

@@ -27,11 +27,12 @@ RUNS = bundled_runs() + read_runs(LARGE)
 def test_which_runs_ship() -> None:
     names = {run.name for run in RUNS}
     vcpus = [name for name in names if name.startswith("vcpus/")]
+    slots = [name for name in names if name.startswith("slots/")]
     live = [name for name in names if name.startswith("live/")]
     memory = [name for name in names if name.startswith("mm/")]
-    assert (len(bundled_runs()), len(live), len(memory)) == (41, 15, 5)
-    assert len(names) == len(RUNS) == 73
-    assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) - set(memory) == {
+    assert (len(bundled_runs()), len(live), len(memory), len(slots)) == (41, 15, 5, 9)
+    assert len(names) == len(RUNS) == 82
+    assert {run.name for run in read_runs(LARGE)} - {*live, *vcpus, *memory, *slots} == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }
     listed = {str(path) for run in RUNS for path in (run.answer_path, run.scenario_path)}

@@ -16,6 +16,7 @@ from shadowmmu.events.schema import (
     DONTNEED,
     HOLD,
     LOG,
+    MEMSLOT,
     MMAP,
     MPROTECT,
     MUNMAP,
@@ -33,7 +34,7 @@ from shadowmmu.machine.state import State, empty_counters
 from shadowmmu.pgtable.context import M_LEAVES
 from shadowmmu.verify.judge import Judge, judge_points
 
-UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, LOG, SLOT, HOLD, RACE)
+UNMAPPING = (DONTNEED, MUNMAP, MMAP, COLLAPSE, MPROTECT, PUNCH, PAGEOUT, TLBI, LOG, SLOT, MEMSLOT, HOLD, RACE)
 """Kinds of event that may unmap or write-protect shadow leaves."""
 
 

@@ -13,12 +13,15 @@ from shadowmmu.arch.stage2 import OA_BITS, STAGE2_LEAF
 from shadowmmu.compiled import U64
 from shadowmmu.engine.executor import Executor
 from shadowmmu.events.schema import (
+    CLEARLOG,
     DONTNEED,
     DUMP,
     GAP,
+    HARVEST,
     HOLD,
     HOST_WRITE,
     LOG,
+    MEMSLOT,
     PUNCH,
     RELEASE,
     SLOT,
@@ -241,7 +244,7 @@ def judge_points(executor: Executor, mode: str) -> list[int]:
         chosen = [i for i, kind in enumerate(kinds) if kind == DUMP]
     else:
         host = set(range(DONTNEED, PUNCH + 1)) - {HOST_WRITE}
-        wanted = host | {TLBI, SLOT, LOG, HOLD, RELEASE, TLBI_EL2}
+        wanted = host | {TLBI, SLOT, LOG, MEMSLOT, CLEARLOG, HARVEST, HOLD, RELEASE, TLBI_EL2}
         chosen = [i for i, kind in enumerate(kinds) if kind in wanted]
     if not chosen or chosen[-1] != len(kinds) - 1:
         chosen.append(len(kinds) - 1)

@@ -45,7 +45,7 @@ _LIST = (
     Command("mem", "mem SIZE", 1, 1, "before"),
     Command("vcpus", "vcpus N", 1, 1, "before"),
     Command("granule", "granule 4K|16K|64K", 1, 1, "before"),
-    Command("start", "start base|thp|huge [E2H0 [IPABITS]]", 1, 3, "start"),
+    Command("start", "start BACKING [E2H0 [IPABITS]]", 1, 3, "start"),
     Command("vtcr", "vtcr VALUE", 1, 1, "any"),
     Command("codeat", "codeat L2IPA", 1, 1, "any"),
     Command("s2", "s2 [new|ROOT [VMID]]", 0, 2, "after", schema.SET_STAGE2),

@@ -91,8 +91,8 @@ def plan_mprotect(s: State, hva: Word, size: Word, prot: int) -> int:
 
     0 when the protection is that already. VMA by VMA: the cuts or the moved borders with their
     notifiers, then one notifier over the part and the change of its entries. ``-EINVAL`` off the page
-    grid (2M in hugetlb); ``-ENOMEM`` at a hole: the VMAs before it are changed, ``regs[R_RESULT]``
-    says so. Mirrors ``do_mprotect_pkey`` and ``mprotect_fixup`` (runs 11 and random/*).
+    grid (that of hugetlb pages there); ``-ENOMEM`` at a hole: the VMAs before it are changed,
+    ``regs[R_RESULT]`` says so. Mirrors ``do_mprotect_pkey`` and ``mprotect_fixup`` (runs 11 and random/*).
     """
     s.regs[R_RESUME] = ZERO
     s.regs[R_RESULT] = ZERO
@@ -257,10 +257,12 @@ def idle_size(s: State, hva: Word) -> Word:
     word = entry_at(s, hva)
     if word == ZERO or word & E_ZERO != ZERO:
         return ZERO
+    row = find_vma(s, NO_ROWS, vma_count(s), hva)
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+        return ZERO
     if word & E_HUGE == ZERO:
         return page_size(s)
-    row = find_vma(s, NO_ROWS, vma_count(s), hva)
-    if hva & huge_mask(s) != hva or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+    if hva & huge_mask(s) != hva:
         return ZERO
     return huge_size(s)
 

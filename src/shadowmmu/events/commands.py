@@ -76,6 +76,7 @@ _LIST = (
     _host("pageout", schema.PAGEOUT),
     _host("punch", schema.PUNCH),
     _host("migrate", schema.MIGRATE),
+    _host("numahint", schema.NUMA_HINT),
     Command("khugepaged", "khugepaged", 0, 0, "after", schema.KHUGEPAGED),
     Command("ksm", "ksm", 0, 0, "after", schema.KSM),
     _host("write", schema.HOST_WRITE),

@@ -58,6 +58,15 @@ NOT_ACCESS: Final = U64(~VM_ACCESS)
 
 
 @kernel
+def first_populated(s: State, start: Word, end: Word) -> Word:
+    """Where ``change_pud_range`` over [start, end) meets its first table; not below ``end`` if nowhere."""
+    here = start
+    while here < end and not populated(s, here):
+        here = (here & giga_mask(s)) + giga_size(s)
+    return here
+
+
+@kernel
 def put_change(s: State, rows: int, start: Word, end: Word, flags: Word) -> int:
     """New access for [start, end), inside one notifier that begins where something was ever populated.
 
@@ -67,8 +76,7 @@ def put_change(s: State, rows: int, start: Word, end: Word, flags: Word) -> int:
     """
     here = start
     if flags & VM_HUGETLB == ZERO:
-        while here < end and not populated(s, here):
-            here = (here & giga_mask(s)) + giga_size(s)
+        here = first_populated(s, start, end)
     if here >= end:
         return rows
     rows = put_start(s, rows, here, end)

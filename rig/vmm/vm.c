@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include "vmm.h"
 
 #ifndef KVM_CAP_ARM_EL2				/* older headers; Linux 6.16 on */
@@ -136,6 +137,23 @@ struct mailbox *l1(enum command command, int count, ...)
 	return vm.mailbox;
 }
 
+/* mmap's flags for hugetlb pages of a backing; 0 if it has none. */
+static int hugetlb_flags(const char *backing)
+{
+	long page = getpagesize();
+	int bits = 0;
+
+	if (!strcmp(backing, "huge"))
+		return MAP_HUGETLB;
+	if (!strcmp(backing, "huge-pud"))
+		bits = 30;
+	if (!strcmp(backing, "huge-cont-pte"))
+		bits = page == 4096 ? 16 : 21;
+	if (!strcmp(backing, "huge-cont-pmd"))
+		bits = page == 4096 ? 25 : page == 16384 ? 30 : 34;
+	return bits ? MAP_HUGETLB | bits << MAP_HUGE_SHIFT : 0;
+}
+
 static void make_memory(const char *backing)
 {
 	u64 alignment = 1UL << 30;
@@ -145,8 +163,7 @@ static void make_memory(const char *backing)
 	if (p == MAP_FAILED)
 		die("reserve");
 	p = (char *)(((u64)p + alignment - 1) & ~(alignment - 1));
-	if (!strcmp(backing, "huge"))
-		flags |= MAP_HUGETLB;
+	flags |= hugetlb_flags(backing);
 	vm.ram = mmap(p, vm.ram_size, PROT_READ | PROT_WRITE, flags | MAP_FIXED, -1, 0);
 	if (vm.ram == MAP_FAILED)
 		die("mmap ram");

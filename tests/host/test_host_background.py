@@ -6,7 +6,7 @@ from host_lab import BASE, HUGE, PAGE, Host, machine
 
 from shadowmmu.compiled import U64
 from shadowmmu.host.advise import plan_advise
-from shadowmmu.host.background import plan_khugepaged, plan_migrate
+from shadowmmu.host.background import plan_khugepaged, plan_migrate, plan_numa_hints
 from shadowmmu.host.layout import EINVAL, HVA_BASE, MADV_HUGEPAGE, R_RESUME
 from shadowmmu.host.tables import translate
 from shadowmmu.machine.frames import read_memory, write_memory
@@ -89,3 +89,33 @@ def test_khugepaged_collapses_what_has_a_page() -> None:
     assert translate(host.state, U64(BASE + HUGE)).size == HUGE
     assert int(host.state.regs[R_RESUME]) == BASE + 2 * HUGE
     assert host.run(plan_khugepaged, 2 * HUGE) == []
+
+
+def test_numa_hints_notify_once_a_vma_over_whole_blocks() -> None:
+    """Parts of VMAs on the 2M grid; what has no access, no page yet, or no VMA is left out."""
+    host = Host(machine(4 * HUGE))
+    assert host.run(plan_numa_hints, 0, U64(HUGE)) == []
+    host.write(HUGE, 2 * PAGE)
+    before = frame(host, HUGE)
+    assert host.run(plan_numa_hints, HUGE + PAGE, U64(PAGE)) == both(HUGE, 2 * HUGE)
+    assert frame(host, HUGE) == before
+    host.mprotect(HUGE + PAGE, PAGE, "none")
+    host.munmap(3 * HUGE, PAGE)
+    assert host.run(plan_numa_hints, HUGE, U64(2 * HUGE + PAGE)) == [
+        *both(HUGE, HUGE + PAGE),
+        *both(HUGE + 2 * PAGE, 3 * HUGE),
+        *both(3 * HUGE + PAGE, 4 * HUGE),
+    ]
+    assert host.touch(HUGE, True) == []
+    assert host.run(plan_numa_hints, 1, U64(PAGE)) == -EINVAL
+
+
+def test_numa_hints_leave_hugetlb_and_begin_at_the_first_populated_gigabyte() -> None:
+    """``change_pud_range`` begins its notifier where the first table hangs."""
+    hugetlb = Host(machine(2 * HUGE, "huge"))
+    hugetlb.touch(0, True)
+    assert hugetlb.run(plan_numa_hints, 0, U64(2 * HUGE)) == []
+    giga = 1 << 30
+    wide = Host(machine(2 * giga))
+    wide.write(giga + HUGE, PAGE)
+    assert wide.run(plan_numa_hints, 0, U64(2 * giga)) == both(giga, 2 * giga)

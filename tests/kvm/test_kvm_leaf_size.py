@@ -1,13 +1,12 @@
 """How large a shadow leaf is: the decision table C1 of the upstream reference, for a host of 4K pages.
 
-Rows that the model cannot express yet: hugetlb of 1G, of 32M and of 64K (the host room has huge pages of
-2M), hosts of 16K and 64K pages, guest_memfd.
+Hosts of 16K and 64K pages, and guest_memfd, are elsewhere (``test_kvm_granules``, ``test_golden_tables``).
 """
 
 from __future__ import annotations
 
 import pytest
-from kvm_lab import PAGE, M, Vm, vtcr
+from kvm_lab import PAGE, G, M, Vm, vtcr
 
 from shadowmmu.host.layout import HVA_BASE
 from shadowmmu.kvm.layout import S_HVA, S_SIZE
@@ -24,7 +23,7 @@ def mapped(backing: str, level: int, *, write: str = "", extra: str = "", size: 
     span = size or {1: "1G", 2: "4M", 3: "64k"}[level]
     fill = f"write {canonical:#x} {write}" if write else "nop"
     return Vm(
-        f"""mem {"2G" if level == 1 else "64M"}
+        f"""mem {"2G" if level == 1 or backing == "huge-pud" else "64M"}
         start {backing}
         s2 new 1
         code
@@ -43,6 +42,15 @@ def mapped(backing: str, level: int, *, write: str = "", extra: str = "", size: 
         ("huge", 1, 2 * M, 1),
         ("huge", 2, 2 * M, 2),
         ("huge", 3, PAGE, 3),
+        ("huge-pud", 1, G, 1),
+        ("huge-pud", 2, 2 * M, 2),
+        ("huge-pud", 3, PAGE, 3),
+        ("huge-cont-pmd", 1, 2 * M, 1),
+        ("huge-cont-pmd", 2, 2 * M, 2),
+        ("huge-cont-pmd", 3, PAGE, 3),
+        ("huge-cont-pte", 1, PAGE, 1),
+        ("huge-cont-pte", 2, PAGE, 2),
+        ("huge-cont-pte", 3, PAGE, 3),
         ("thp", 1, 2 * M, 1),
         ("thp", 2, 2 * M, 2),
         ("thp", 3, PAGE, 3),
@@ -66,6 +74,38 @@ def test_a_slot_out_of_step_with_the_hosts_blocks_gets_pages(backing: str) -> No
     vm.state.slots[0, S_HVA] = int(HVA_BASE) + PAGE
     vm.state.slots[0, S_SIZE] -= PAGE
     assert vm.end().sizes() == {N + 0x3000: (PAGE, 2)}
+
+
+def test_a_slot_in_step_with_blocks_of_2m_only_gets_these() -> None:
+    vm = mapped("huge-pud", 1)
+    vm.state.slots[0, S_HVA] = int(HVA_BASE) + 2 * M
+    vm.state.slots[0, S_SIZE] -= 2 * M
+    assert vm.end().sizes() == {N: (2 * M, 1)}
+
+
+def test_a_leaf_of_1g_goes_with_a_notifier_inside_it_and_comes_back() -> None:
+    vm = Vm(
+        f"""mem 2G
+        start huge-pud
+        s2 new 1
+        code
+        map {N:#x} 0x80000000 1G 1 rw
+        touch w 0x80003000
+        mark filled
+        tlbi 0 {0x90000:#x}
+        mark invalidated
+        touch w 0xa0003000
+        mark again
+        mprotect 0x80000000 1G r
+        mark protected
+        touch r 0xa0003000"""
+    ).to("filled")
+    assert vm.sizes() == {N: (G, 1)}
+    assert vm.to("invalidated").sizes() == {}
+    assert vm.to("again").sizes() == {N: (G, 1)}
+    assert vm.to("protected").sizes() == {}
+    vm.end()
+    assert (vm.sizes(), vm.leaves(1)[N].prot) == ({N: (G, 1)}, "r")
 
 
 @pytest.mark.parametrize("backing", ["huge", "thp"])

@@ -238,3 +238,28 @@ def test_no_stale_leaf_outlives_a_host_action(design: str, backing: str) -> None
     judge = Judge()
     vm.executor.run(after_event=lambda executor: judge.look(executor, executor.position - 1))
     assert judge.worst is None, judge.worst
+
+
+def test_numa_hints_take_the_shadow_leaves_of_their_blocks_which_come_back_with_their_frames() -> None:
+    vm = Vm(
+        """mem 64M
+        start base
+        s2 new 1
+        code
+        map 0x80000000 0x41000000 4M 3 rw
+        write 0x41000000 4M
+        touch w 0x80000000
+        touch w 0x80200000
+        poke 0x41000000 1
+        poke 0x41200000 1
+        mark filled
+        numahint 0x41000000 4k
+        mark hinted
+        touch w 0x80000000"""
+    ).to("filled")
+    before, canonical = vm.leaves(1), vm.leaves(0)
+    vm.to("hinted")
+    assert vm.leaves(1) == {}  # 7.3.4 takes every shadow leaf at every notifier
+    assert {c for c in canonical if not 0x4100_0000 <= c < 0x4120_0000} == set(vm.leaves(0))
+    assert {0x4100_0000, 0x4120_0000} & set(canonical) == {0x4100_0000, 0x4120_0000}
+    assert vm.end().leaves(1)[0x8000_0000].descriptor == before[0x8000_0000].descriptor

@@ -29,6 +29,7 @@ from shadowmmu.events.schema import (
     MPROTECT,
     MUNMAP,
     NOHUGEPAGE,
+    NUMA_HINT,
     PAGEOUT,
     PEEK,
     POKE,
@@ -73,7 +74,7 @@ from shadowmmu.host.advise import (
     plan_idle,
     plan_mprotect,
 )
-from shadowmmu.host.background import plan_khugepaged, plan_migrate
+from shadowmmu.host.background import plan_khugepaged, plan_migrate, plan_numa_hints
 from shadowmmu.host.fault import plan_touch
 from shadowmmu.host.geometry import page_shift, page_size
 from shadowmmu.host.ksm import plan_ksm
@@ -339,6 +340,8 @@ def plan_action(s: State, kind: int, hva: Word, size: Word, prot: Word) -> int:
         return plan_collapse(s, hva, size)
     if kind == MIGRATE:
         return plan_migrate(s, hva, size)
+    if kind == NUMA_HINT:
+        return plan_numa_hints(s, hva, size)
     if kind == KHUGEPAGED:
         return plan_khugepaged(s, hva)
     if kind == KSM:

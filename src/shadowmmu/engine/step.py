@@ -35,6 +35,7 @@ from shadowmmu.events.schema import (
     LOG,
     MARK,
     MIGRATE,
+    NUMA_HINT,
     PAGEMAP,
     PUNCH,
     SLOT,
@@ -140,7 +141,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE or kind == KSM:
+        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE or kind == KSM or kind == NUMA_HINT:
             outcome = host_action(s, kind, operands[i])
         elif kind >= ENTER and kind <= TEARDOWN:
             if kind == ENTER:

@@ -36,7 +36,8 @@ from shadowmmu.events.words import (
 from shadowmmu.machine.granule import (
     DEFAULT_GRANULE,
     GRANULES,
-    block_bytes,
+    HUGETLB,
+    hugetlb_bytes,
     leaf_bytes,
     page_bytes,
     page_shift_of,
@@ -60,7 +61,7 @@ DEFAULT_MEMORY = 64 << 20
 _OPERATIONS = {"r": schema.READ, "w": schema.WRITE, "x": schema.EXECUTE}
 _ALIGNMENT = {schema.READ: 8, schema.WRITE: 8, schema.EXECUTE: 4}
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_BACKINGS = ("base", "thp", "huge")
+_BACKINGS = ("base", "thp", *HUGETLB)
 
 
 class _Reader:
@@ -189,12 +190,14 @@ def _vcpus(reader: _Reader, command: Command, words: list[str], given: int) -> N
 
 def _start(reader: _Reader, command: Command, words: list[str], given: int) -> None:
     if words[0] not in _BACKINGS:
-        raise WordError(words[0], "base, thp or huge")
-    page, block = page_bytes(reader.granule), block_bytes(reader.granule)
+        raise WordError(words[0], f"{', '.join(_BACKINGS[:-1])} or {_BACKINGS[-1]}")
+    page, hugetlb = page_bytes(reader.granule), hugetlb_bytes(reader.granule, words[0])
     if reader.memory % page:
         raise WordError(words[0], f"a memory size that is a multiple of {size_word(page)}, the page")
-    if words[0] == "huge" and reader.memory % block:
-        raise WordError(words[0], f"a memory size that is a multiple of {size_word(block)} for huge pages")
+    if words[0] in HUGETLB and not hugetlb:
+        raise WordError(words[0], f"a backing of a host with pages of {reader.granule}")
+    if hugetlb and reader.memory % hugetlb:
+        raise WordError(words[0], f"a memory size that is a multiple of {size_word(hugetlb)} for huge pages")
     bits = number(words[2], "a number of IPA bits")
     if bits and not 32 <= bits <= 52:
         raise WordError(words[2], "0 or 32 to 52 IPA bits")

@@ -70,6 +70,7 @@ MEMSLOT = 85
 CLEARLOG = 86
 HARVEST = 87
 KSM = 90
+NUMA_HINT = 94
 DUMP = 48
 PAGEMAP = 49
 MARK = 50
@@ -241,6 +242,9 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(IDLEGET, "IDLEGET", "the host reads which pages are still idle", ("canonical_ipa", "pages")),
     KindSpec(KHUGEPAGED, "KHUGEPAGED", "khugepaged collapses what it can of the VMM's memory"),
     KindSpec(MIGRATE, "MIGRATE", "each page of the range moves to another frame (move_pages)", _RANGE),
+    KindSpec(
+        NUMA_HINT, "NUMA_HINT", "NUMA balancing sets hints on the 2M blocks that the range is in", _RANGE
+    ),
     KindSpec(KSM, "KSM", "ksmd goes over the mergeable memory until nothing is left to merge"),
     KindSpec(
         CAPABILITY,

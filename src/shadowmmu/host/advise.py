@@ -58,6 +58,15 @@ NOT_ACCESS: Final = U64(~VM_ACCESS)
 
 
 @kernel
+def first_populated(s: State, start: Word, end: Word) -> Word:
+    """Where ``change_pud_range`` over [start, end) meets its first table; not below ``end`` if nowhere."""
+    here = start
+    while here < end and not populated(s, here):
+        here = (here & giga_mask(s)) + giga_size(s)
+    return here
+
+
+@kernel
 def put_change(s: State, rows: int, start: Word, end: Word, flags: Word) -> int:
     """New access for [start, end), inside one notifier that begins where something was ever populated.
 
@@ -67,8 +76,7 @@ def put_change(s: State, rows: int, start: Word, end: Word, flags: Word) -> int:
     """
     here = start
     if flags & VM_HUGETLB == ZERO:
-        while here < end and not populated(s, here):
-            here = (here & giga_mask(s)) + giga_size(s)
+        here = first_populated(s, start, end)
     if here >= end:
         return rows
     rows = put_start(s, rows, here, end)
@@ -91,8 +99,8 @@ def plan_mprotect(s: State, hva: Word, size: Word, prot: int) -> int:
 
     0 when the protection is that already. VMA by VMA: the cuts or the moved borders with their
     notifiers, then one notifier over the part and the change of its entries. ``-EINVAL`` off the page
-    grid (2M in hugetlb); ``-ENOMEM`` at a hole: the VMAs before it are changed, ``regs[R_RESULT]``
-    says so. Mirrors ``do_mprotect_pkey`` and ``mprotect_fixup`` (runs 11 and random/*).
+    grid (that of hugetlb pages there); ``-ENOMEM`` at a hole: the VMAs before it are changed,
+    ``regs[R_RESULT]`` says so. Mirrors ``do_mprotect_pkey`` and ``mprotect_fixup`` (runs 11 and random/*).
     """
     s.regs[R_RESUME] = ZERO
     s.regs[R_RESULT] = ZERO
@@ -257,10 +265,12 @@ def idle_size(s: State, hva: Word) -> Word:
     word = entry_at(s, hva)
     if word == ZERO or word & E_ZERO != ZERO:
         return ZERO
+    row = find_vma(s, NO_ROWS, vma_count(s), hva)
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+        return ZERO
     if word & E_HUGE == ZERO:
         return page_size(s)
-    row = find_vma(s, NO_ROWS, vma_count(s), hva)
-    if hva & huge_mask(s) != hva or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+    if hva & huge_mask(s) != hva:
         return ZERO
     return huge_size(s)
 

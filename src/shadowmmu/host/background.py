@@ -1,4 +1,4 @@
-"""What the host does to memory that nobody asked for: migration and khugepaged.
+"""What the host does to memory that nobody asked for: migration, khugepaged, NUMA hints.
 
 Mirrors ``migrate.c``, ``rmap.c`` and ``khugepaged.c`` of Linux 7.3.4. Each plan is one folio or one 2M;
 ``regs[R_RESUME]`` is the address to go on from. Seen on the rig: one migration notifier a base page or a
@@ -8,7 +8,7 @@ huge page, one a VMA for a huge page whose leaf was split; one a collapsed 2M.
 from __future__ import annotations
 
 from shadowmmu.compiled import Word, kernel
-from shadowmmu.host.advise import may_collapse, plan_collapse_blocks
+from shadowmmu.host.advise import first_populated, may_collapse, plan_collapse_blocks
 from shadowmmu.host.cutting import put_folio, range_end
 from shadowmmu.host.folio import sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
@@ -27,6 +27,7 @@ from shadowmmu.host.layout import (
     V_END,
     V_FLAGS,
     V_START,
+    VM_ACCESS,
     VM_HUGEPAGE,
     VM_HUGETLB,
     ZERO,
@@ -71,6 +72,37 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
             return put_end(s, rows, start, following)
         here = following
     return 0
+
+
+@kernel
+def plan_numa_hints(s: State, hva: Word, size: Word) -> int:
+    """Plan NUMA balancing's pass over the 2M blocks that [hva, hva + size) is in: the number of rows.
+
+    One blockable notifier for each VMA's part, from its first populated 1G on, whatever is mapped; hugetlb
+    and memory without access are left out. The entries become hints, which nobody can tell from pages here:
+    the next access, a fault's GUP too, makes them what they were and sends no notifier. If that fault moves
+    the page, it is ``plan_migrate``. ``-EINVAL`` off the page grid. Mirrors ``task_numa_work``,
+    ``change_prot_numa`` and ``do_numa_page``: read, not seen.
+    """
+    s.regs[R_RESUME] = ZERO
+    end = range_end(s, hva, size)
+    if end == ZERO:
+        return -EINVAL
+    first = hva & huge_mask(s)
+    last = (end + huge_size(s) - ONE) & huge_mask(s)
+    rows = NO_ROWS
+    count = vma_count(s)
+    row = find_vma(s, NO_ROWS, count, first)
+    while row < count and s.vmas[row, V_START] < last:
+        flags = s.vmas[row, V_FLAGS]
+        if flags & VM_HUGETLB == ZERO and flags & VM_ACCESS != ZERO:
+            stop = min(last, s.vmas[row, V_END])
+            start = first_populated(s, max(first, s.vmas[row, V_START]), stop)
+            if start < stop:
+                rows = put_start(s, rows, start, stop)
+                rows = put_end(s, rows, start, stop)
+        row += 1
+    return rows
 
 
 @kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import U64, kernel
-from shadowmmu.host.geometry import huge_mask, huge_size, page_mask, page_size
+from shadowmmu.host.geometry import huge_mask, huge_size, hugetlb_mask, page_mask, page_size
 from shadowmmu.host.layout import (
     NO_ROWS,
     ONE,
@@ -38,8 +38,8 @@ def range_end(s: State, hva: Word, size: Word) -> Word:
 
 @kernel
 def hugetlb_cut(s: State, row: int, hva: Word) -> bool:
-    """Whether cutting the draft's VMA ``row`` at ``hva`` is refused: hugetlb, off the 2M grid, inside."""
-    if s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO or hva & huge_mask(s) == hva:
+    """Whether cutting the draft's VMA ``row`` at ``hva`` is refused: inside a hugetlb page."""
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO or hva & hugetlb_mask(s) == hva:
         return False
     return bool(s.vmas[row, V_START] < hva and hva < s.vmas[row, V_END])
 

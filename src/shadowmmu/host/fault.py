@@ -7,7 +7,7 @@ no fork, so a page that is neither the zero page nor merged by KSM belongs to th
 from __future__ import annotations
 
 from shadowmmu.compiled import kernel
-from shadowmmu.host.geometry import huge_mask, huge_size, page_size
+from shadowmmu.host.geometry import huge_mask, huge_size, hugetlb_mask, page_size
 from shadowmmu.host.layout import (
     E_HUGE,
     E_IDLE,
@@ -31,10 +31,12 @@ from shadowmmu.host.layout import (
 )
 from shadowmmu.host.steps import (
     FILL_HUGE,
+    FILL_HUGETLB,
     FILL_PAGE,
     MAKE_WRITABLE,
     SET_ANON,
     SET_IDLE,
+    WRITE_HUGETLB,
     put,
     put_end,
     put_start,
@@ -62,7 +64,10 @@ def put_anon(s: State, rows: int, row: int, hva: Word) -> int:
 
 @kernel
 def plan_absent(s: State, row: int, hva: Word, write: bool) -> int:
-    """Nothing is mapped at page ``hva``: a fresh page or a zero page, of 2M where that suits. No notifier."""
+    """Nothing is mapped at page ``hva``: a fresh page or a zero page, of 2M where that suits; or hugetlb.
+
+    No notifier.
+    """
     block = hva & huge_mask(s)
     hugetlb = s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO
     fill = ONE if write else ZERO
@@ -70,10 +75,10 @@ def plan_absent(s: State, row: int, hva: Word, write: bool) -> int:
     rows = NO_ROWS
     if hugetlb:
         rows = put_anon(s, rows, row, hva)
-        return put(s, rows, FILL_HUGE, block, ZERO, fill)
+        return put(s, rows, FILL_HUGETLB, hva & hugetlb_mask(s), fill, ZERO)
     if s.hpmd[block_index(s, hva)] == ZERO and thp_suits(s, row, block):
         rows = put_anon(s, rows, row, hva)
-        return put(s, rows, FILL_HUGE, block, zero, fill)
+        return put(s, rows, FILL_HUGE, block, zero, ZERO)
     if write:
         rows = put_anon(s, rows, row, hva)
     return put(s, rows, FILL_PAGE, hva, zero, ZERO)
@@ -88,6 +93,8 @@ def plan_write_protected(s: State, row: int, hva: Word, word: Word) -> int:
     changes (``wp_page_reuse``, ``hugetlb_wp``): after mprotect to read-only and back that has happened
     already, except in hugetlb.
     """
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+        return put(s, NO_ROWS, WRITE_HUGETLB, hva & hugetlb_mask(s), ZERO, ZERO)
     if word & (E_ZERO | E_KSM) == ZERO:
         return put(s, NO_ROWS, MAKE_WRITABLE, hva, ZERO, ZERO)
     huge = word & E_HUGE != ZERO
@@ -96,7 +103,7 @@ def plan_write_protected(s: State, row: int, hva: Word, word: Word) -> int:
     rows = put_anon(s, NO_ROWS, row, hva)
     rows = put_start(s, rows, start, end)
     if huge:
-        rows = put(s, rows, FILL_HUGE, start, ZERO, ONE)
+        rows = put(s, rows, FILL_HUGE, start, ZERO, ZERO)
     else:
         rows = put(s, rows, FILL_PAGE, start, ZERO, ZERO)
     return put_end(s, rows, start, end)

@@ -16,7 +16,7 @@ Docstrings of this room say 4K, 2M, 512 pages and 1G, as with the 4K granule.
 from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, inline
-from shadowmmu.host.layout import ONE
+from shadowmmu.host.layout import ONE, R_HUGETLB
 from shadowmmu.machine.state import R_PAGE_SHIFT, R_STRIDE, State, Word
 
 
@@ -46,7 +46,7 @@ def page_size(s: State) -> Word:
 
 @inline
 def huge_size(s: State) -> Word:
-    """Bytes of a PMD leaf: what THP makes, and hugetlb by default."""
+    """Bytes of a PMD leaf: what THP makes."""
     return U64(ONE << huge_shift(s))
 
 
@@ -72,6 +72,18 @@ def huge_mask(s: State) -> Word:
 def giga_mask(s: State) -> Word:
     """The bits of the address of what one page middle directory translates."""
     return U64(~(giga_size(s) - ONE))
+
+
+@inline
+def hugetlb_size(s: State) -> Word:
+    """Bytes of a hugetlb page: a PMD or PUD leaf, or a contiguous run of PTEs or PMDs."""
+    return U64(s.regs[R_HUGETLB])
+
+
+@inline
+def hugetlb_mask(s: State) -> Word:
+    """The bits of a hugetlb page's address."""
+    return U64(~(hugetlb_size(s) - ONE))
 
 
 @inline

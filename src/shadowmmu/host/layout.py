@@ -61,6 +61,7 @@ E_HUGE: Final = U64(1 << 4)  # hpmd only: a 2M leaf
 E_PRESENT: Final = U64(1 << 5)  # always set in a mapped entry
 E_FOLIO: Final = U64(1 << 6)  # hpte only: a page of a 2M folio whose leaf was split
 E_KSM: Final = U64(1 << 7)  # hpte only: a page that KSM merged; its frame may be mapped at several addresses
+E_HUGETLB: Final = U64(1 << 10)  # each entry of a hugetlb page
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)
@@ -86,6 +87,7 @@ R_RESUME: Final = R_HOST + 10  # address from which to plan the rest of a range,
 R_PLAN_BASE: Final = R_HOST + 11  # row of ``plan`` that plans begin at, 0 unless another is under way
 R_CONTENTS: Final = R_HOST + 12  # 1: what the VMM and L2 store is kept, for merging and zero pages
 R_MERGE_SCAN: Final = R_HOST + 13  # which of KSM's scans is under way, 0 to KSM_SCANS - 1
+R_HUGETLB: Final = R_HOST + 15  # bytes of a hugetlb page
 
 EAGAIN: Final = 11
 ENOMEM: Final = 12

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shadowmmu.compiled import U64, inline, kernel
 from shadowmmu.host.cutting import close_plan, hugetlb_cut, plan_cut, range_end
-from shadowmmu.host.geometry import huge_mask, huge_size
+from shadowmmu.host.geometry import huge_mask, huge_size, hugetlb_mask
 from shadowmmu.host.layout import (
     E_HUGE,
     E_ZERO,
@@ -30,7 +30,7 @@ from shadowmmu.host.layout import (
     ZERO,
 )
 from shadowmmu.host.steps import FREE_TABLES, SPLIT, ZAP, put, put_end, put_start
-from shadowmmu.host.tables import block_index, in_region, region_end
+from shadowmmu.host.tables import block_index, entry_at, in_region, region_end
 from shadowmmu.host.vma import (
     adopt_anon,
     can_merge,
@@ -78,14 +78,16 @@ def plan_zap_vma(s: State, rows: int, start: Word, end: Word) -> int:
 
 @inline
 def splits_unevenly(s: State, hva: Word) -> bool:
-    """Whether a cut at ``hva`` falls inside a 2M leaf that cannot be split into its own 512 pages."""
-    if hva & huge_mask(s) == hva or not in_region(s, hva):
+    """Whether a cut at ``hva`` falls inside a hugetlb page or the huge zero page, which cannot be split."""
+    if not in_region(s, hva):
         return False
-    word = s.hpmd[block_index(s, hva)]
-    if word & E_HUGE == ZERO:
+    word = entry_at(s, hva)
+    if word == ZERO:
         return False
     row = find_vma(s, 0, vma_count(s), hva)
-    return bool(word & E_ZERO != ZERO or s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO)
+    if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
+        return bool(hva & hugetlb_mask(s) != hva)
+    return bool(word & E_HUGE != ZERO and word & E_ZERO != ZERO and hva & huge_mask(s) != hva)
 
 
 @kernel
@@ -116,7 +118,7 @@ def plan_punch(s: State, hva: Word, size: Word) -> int:
 def plan_dontneed(s: State, hva: Word, size: Word) -> int:
     """Plan madvise(hva, size, MADV_DONTNEED): the number of rows. O(VMAs in the range).
 
-    ``-EINVAL`` for an ``hva`` off the page grid (2M in hugetlb); ``-ENOMEM`` where nothing is
+    ``-EINVAL`` for an ``hva`` off the page grid (that of hugetlb pages there); ``-ENOMEM`` where nothing is
     mapped. A range with holes is zapped all the same and ``regs[R_RESULT]`` says ENOMEM.
     """
     s.regs[R_RESULT] = ZERO
@@ -135,10 +137,10 @@ def plan_dontneed(s: State, hva: Word, size: Word) -> int:
         stop = min(end, s.vmas[row, V_END])
         reach = stop
         if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-            if here & huge_mask(s) != here:
+            if here & hugetlb_mask(s) != here:
                 s.regs[R_RESULT] = U64(EINVAL)
                 return rows if rows > 0 else -EINVAL
-            reach = stop & huge_mask(s)
+            reach = stop & hugetlb_mask(s)
         if here < reach:
             rows = plan_zap_vma(s, rows, here, reach)
         here = stop
@@ -156,8 +158,9 @@ def plan_remove(s: State, rows: int, start: Word, end: Word) -> int:
 
     Cuts with their notifiers first, then one notifier over the whole range, whatever it holds, then
     the tables that no VMA needs any more. Nothing if no VMA is there. ``-EINVAL`` for a hugetlb mapping
-    cut off the 2M grid; where only the end is refused the cut at the start stays, and ``regs[R_RESULT]`` says
-    EINVAL. Mirrors ``vms_gather_munmap_vmas``, ``vms_clear_ptes`` (run 11, ``live/munmap-into-hugetlb``).
+    cut off the grid of its pages; where only the end is refused the cut at the start stays, and
+    ``regs[R_RESULT]`` says EINVAL. Mirrors ``vms_gather_munmap_vmas``, ``vms_clear_ptes`` (run 11,
+    ``live/munmap-into-hugetlb``).
     """
     last = draft_last(s)
     row = find_vma(s, draft_first(s), last, start)
@@ -188,7 +191,7 @@ def plan_remove(s: State, rows: int, start: Word, end: Word) -> int:
 def plan_munmap(s: State, hva: Word, size: Word) -> int:
     """Plan munmap(hva, size): the number of rows, 0 when nothing is mapped there.
 
-    ``-EINVAL`` for a bad range, or for a hugetlb mapping cut off the 2M grid.
+    ``-EINVAL`` for a bad range, or for a hugetlb mapping cut off the grid of its pages.
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO
@@ -231,7 +234,7 @@ def plan_mmap(s: State, hva: Word, size: Word) -> int:
     """Plan mmap(hva, size, read and write, private anonymous, MAP_FIXED): the number of rows.
 
     What was there goes as by munmap (``__mmap_region``). ``-EINVAL`` for a bad range or a hugetlb
-    mapping cut off the 2M grid, ``-ENOMEM`` outside the region.
+    mapping cut off the grid of its pages, ``-ENOMEM`` outside the region.
     """
     s.regs[R_RESULT] = ZERO
     s.regs[R_RESUME] = ZERO

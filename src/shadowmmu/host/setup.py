@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from shadowmmu.compiled import I64, U64, inline, kernel
-from shadowmmu.host.geometry import pages_per_huge
+from shadowmmu.host.geometry import huge_size, hugetlb_size, page_shift, pages_per_huge
 from shadowmmu.host.layout import (
     HVA_BASE,
     ONE,
     R_HUGE_ZERO,
     R_HUGES,
+    R_HUGETLB,
     R_NEXT_ANON,
     R_PAGES,
     R_PLAN_BASE,
@@ -29,12 +30,12 @@ from shadowmmu.host.layout import (
     VMA_COLUMNS,
     ZERO,
 )
-from shadowmmu.machine.granule import DEFAULT_GRANULE, GRANULES, leaf_bytes
+from shadowmmu.machine.granule import DEFAULT_GRANULE, GRANULES, HUGETLB, hugetlb_bytes, leaf_bytes
 from shadowmmu.machine.state import DATA_BASE, R_NEXT_DATA, R_PAGE_SHIFT, State, grow
 
-Backing = Literal["base", "thp", "huge"]
+Backing = Literal["base", "thp", "huge", "huge-pud", "huge-cont-pte", "huge-cont-pmd"]
 
-ADVISED: Final = {"base": VM_NOHUGEPAGE, "thp": VM_HUGEPAGE, "huge": VM_HUGETLB}
+ADVISED: Final = {"base": VM_NOHUGEPAGE, "thp": VM_HUGEPAGE, **dict.fromkeys(HUGETLB, VM_HUGETLB)}
 
 ZERO_HUGES: Final = 2
 """Huge pages whose frames setup hands out at most: the huge zero page (aligned) and the zero page."""
@@ -55,7 +56,7 @@ ROWS_PER_PLAN: Final = 64
 @inline
 def frames_per_step(s: State) -> int:
     """Data frames one step takes at most."""
-    return HUGES_PER_STEP * pages_per_huge(s)
+    return HUGES_PER_STEP * int(I64(max(hugetlb_size(s), huge_size(s)) >> page_shift(s)))
 
 
 def host_arrays(memory_bytes: int, page_shift: int = GRANULES[DEFAULT_GRANULE]) -> dict[str, tuple[int, ...]]:
@@ -78,28 +79,33 @@ def host_arrays(memory_bytes: int, page_shift: int = GRANULES[DEFAULT_GRANULE]) 
 def host_setup(state: State, memory_bytes: int, backing: Backing) -> None:
     """Map the VMM's RAM as the rig's VMM does: one mapping at ``HVA_BASE``, advised as ``backing`` says.
 
-    ``base``: MADV_NOHUGEPAGE, ``thp``: MADV_HUGEPAGE, ``huge``: hugetlb pages of 2M (32M, 512M).
-    Nothing is populated. Raises ValueError for an unknown backing, a size that is not whole pages (huge
-    ones with ``huge``), and arrays smaller than ``host_arrays``.
+    ``base``: MADV_NOHUGEPAGE, ``thp``: MADV_HUGEPAGE, ``huge`` and ``huge-*``: hugetlb pages, sizes in
+    ``machine.granule.HUGETLB``. Nothing is populated. Raises ValueError for an unknown backing, a size that
+    is not whole pages (hugetlb ones where those are asked for), and arrays smaller than ``host_arrays``.
     """
     if backing not in ADVISED:
         raise ValueError(f"backing {backing!r}: choose one of {', '.join(ADVISED)}")
-    page_shift = int(state.regs[R_PAGE_SHIFT])
-    unit = leaf_bytes(page_shift, 2 if backing == "huge" else 3)
+    bits = int(state.regs[R_PAGE_SHIFT])
+    granule = next(name for name, shift in GRANULES.items() if shift == bits)
+    hugetlb = hugetlb_bytes(granule, backing)
+    if backing in HUGETLB and not hugetlb:
+        raise ValueError(f"backing {backing!r}: a host of {granule} pages has none")
+    unit = hugetlb or leaf_bytes(bits, 3)
     if memory_bytes <= 0 or memory_bytes % unit:
         raise ValueError(f"memory of {memory_bytes} bytes is not a multiple of {unit}")
-    wanted = host_arrays(memory_bytes, page_shift)
+    wanted = host_arrays(memory_bytes, bits)
     for name in ("hpte", "hpmd", "content"):
         if getattr(state, name).shape[0] < wanted[name][0]:
             raise ValueError(f"array {name} has fewer than {wanted[name][0]} words")
     regs = state.regs
     per_huge = pages_per_huge(state)
-    regs[R_PAGES] = U64(memory_bytes >> page_shift)
+    regs[R_PAGES] = U64(memory_bytes >> bits)
+    regs[R_HUGETLB] = U64(hugetlb or leaf_bytes(bits, 2))
     regs[R_HUGES] = U64(wanted["hpte"][0] // per_huge)
     regs[R_NEXT_ANON] = ONE
     first = -(-int(regs[R_NEXT_DATA]) // per_huge) * per_huge
-    regs[R_HUGE_ZERO] = U64(int(DATA_BASE) + (first << page_shift))
-    regs[R_ZERO_PAGE] = U64(int(DATA_BASE) + ((first + per_huge) << page_shift))
+    regs[R_HUGE_ZERO] = U64(int(DATA_BASE) + (first << bits))
+    regs[R_ZERO_PAGE] = U64(int(DATA_BASE) + ((first + per_huge) << bits))
     regs[R_NEXT_DATA] = U64(first + per_huge + 1)
     regs[R_VMAS] = ONE
     state.vmas[0, V_START] = HVA_BASE

@@ -17,6 +17,7 @@ from typing import Final
 from shadowmmu.compiled import I64, U64, kernel
 from shadowmmu.host.folio import split_folio
 from shadowmmu.host.frames import merge, move
+from shadowmmu.host.hugetlb import fill_hugetlb, write_hugetlb
 from shadowmmu.host.layout import ONE, R_PLAN_BASE, ZERO
 from shadowmmu.host.tables import (
     change_access,
@@ -51,6 +52,8 @@ SET_IDLE: Final = U64(15)
 MOVE: Final = U64(16)
 SPLIT_FOLIO: Final = U64(17)
 MERGE: Final = U64(18)
+FILL_HUGETLB: Final = U64(24)
+WRITE_HUGETLB: Final = U64(25)
 
 OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     NOTIFY_START: ("notify_start", ("start", "end", "blockable"), "mmu_notifier_invalidate_range_start"),
@@ -59,8 +62,10 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     COMMIT_VMAS: ("commit_vmas", (), "the VMAs become what the plan made of them"),
     SET_ANON: ("set_anon", ("hva", "anon_vma"), "the VMA of hva gets its anon_vma"),
     FILL_PAGE: ("fill_page", ("hva", "zero"), "a fresh page, or the zero page read-only"),
-    FILL_HUGE: ("fill_huge", ("hva", "zero", "writable"), "a fresh huge page, or the huge zero page"),
+    FILL_HUGE: ("fill_huge", ("hva", "zero"), "a fresh huge page, or the huge zero page"),
     MAKE_WRITABLE: ("make_writable", ("hva",), "the entry may be written"),
+    FILL_HUGETLB: ("fill_hugetlb", ("hva", "writable"), "a fresh hugetlb page"),
+    WRITE_HUGETLB: ("write_hugetlb", ("hva",), "a hugetlb page may be written"),
     SPLIT: ("split", ("hva",), "a 2M leaf, if there is one, becomes 512 pages"),
     ZAP: ("zap", ("start", "end", "reclaim"), "pages go; with reclaim the tables of whole 2M too"),
     FREE_TABLES: ("free_tables", ("floor", "ceiling"), "tables of 2M and 1G with no VMA left go"),
@@ -112,11 +117,15 @@ def apply_step(s: State, row: int) -> None:
     if op == FILL_PAGE:
         fill_page(s, a, b != ZERO)
     elif op == FILL_HUGE:
-        fill_huge(s, a, b != ZERO, c != ZERO)
+        fill_huge(s, a, b != ZERO)
     elif op == ZAP:
         zap(s, a, b, c != ZERO)
     elif op == SPLIT:
         split_huge(s, a)
+    elif op == FILL_HUGETLB:
+        fill_hugetlb(s, a, b != ZERO)
+    elif op == WRITE_HUGETLB:
+        write_hugetlb(s, a)
     elif op == MAKE_WRITABLE:
         make_writable(s, a)
     elif op == CHANGE_ACCESS:

@@ -18,6 +18,7 @@ from shadowmmu.host.geometry import (
     huge_mask,
     huge_shift,
     huge_size,
+    hugetlb_size,
     page_mask,
     page_shift,
     page_size,
@@ -27,6 +28,7 @@ from shadowmmu.host.layout import (
     E_ADDRESS,
     E_FOLIO,
     E_HUGE,
+    E_HUGETLB,
     E_IDLE,
     E_KSM,
     E_NOT_ACCESS,
@@ -60,7 +62,7 @@ class HostPage(NamedTuple):
     pa: Word
     """Physical address of the 4K page that holds it (also inside a huge page)."""
     size: Word
-    """Size of the mapping that holds it: 4K or 2M; 0 when nothing accessible is mapped."""
+    """Size of the mapping that holds it: 4K, 2M or a hugetlb page's; 0 when nothing accessible is mapped."""
     writable: bool
     """Whether the host's entry allows writing now."""
 
@@ -122,6 +124,8 @@ def translate(s: State, hva: Word) -> HostPage:
     if word & E_HUGE != ZERO:
         pa += hva & (huge_size(s) - page_size(s))
         size = huge_size(s)
+    if word & E_HUGETLB != ZERO:
+        size = hugetlb_size(s)
     return HostPage(pa, size, bool(word & E_WRITE != ZERO))
 
 
@@ -142,9 +146,14 @@ def fresh_page(s: State) -> Word:
 @inline
 def fresh_huge(s: State) -> Word:
     """Physical address of 512 data frames never used before, aligned to 2M."""
-    per_huge = U64(pages_per_huge(s))
-    index = (s.regs[R_NEXT_DATA] + per_huge - ONE) // per_huge * per_huge
-    s.regs[R_NEXT_DATA] = index + per_huge
+    return fresh_frames(s, U64(pages_per_huge(s)))
+
+
+@inline
+def fresh_frames(s: State, count: Word) -> Word:
+    """Physical address of ``count`` data frames never used before, aligned as that power of two."""
+    index = (s.regs[R_NEXT_DATA] + count - ONE) // count * count
+    s.regs[R_NEXT_DATA] = index + count
     return U64(DATA_BASE + (index << page_shift(s)))
 
 
@@ -172,11 +181,10 @@ def fill_page(s: State, hva: Word, zero: bool) -> None:
 
 
 @kernel
-def fill_huge(s: State, hva: Word, zero: bool, writable: bool) -> None:
+def fill_huge(s: State, hva: Word, zero: bool) -> None:
     """Map the 2M of ``hva`` by one entry: the huge zero page (read-only) or a fresh huge page.
 
-    Mirrors the ends of ``do_huge_pmd_anonymous_page``, ``do_huge_zero_wp_pmd`` and ``hugetlb_no_page``
-    (which alone asks for a fresh page that is not writable).
+    Mirrors the ends of ``do_huge_pmd_anonymous_page`` and ``do_huge_zero_wp_pmd``.
     """
     s.count[HOST_FAULTS] += 1
     s.hpmd[giga_index(s, hva)] = ONE
@@ -186,10 +194,7 @@ def fill_huge(s: State, hva: Word, zero: bool, writable: bool) -> None:
         return
     if s.hpmd[block] & E_ZERO != ZERO:
         s.count[COPIES_ON_WRITE] += 1
-    word = fresh_huge(s) | E_READ | E_HUGE | E_PRESENT
-    if writable:
-        word |= E_WRITE
-    s.hpmd[block] = word
+    s.hpmd[block] = fresh_huge(s) | E_READ | E_WRITE | E_HUGE | E_PRESENT
 
 
 @kernel

@@ -33,7 +33,7 @@ from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.designs.dispatch import design_forget, design_prepare, design_record
 from shadowmmu.designs.interface import CAUSE_REPLACED
 from shadowmmu.host.fault import plan_touch
-from shadowmmu.host.geometry import huge_size, page_size
+from shadowmmu.host.geometry import hugetlb_size, page_size
 from shadowmmu.host.layout import V_FLAGS, VM_HUGETLB
 from shadowmmu.host.tables import HostPage, translate
 from shadowmmu.host.vma import find_vma, vma_count
@@ -196,11 +196,11 @@ def handle_guest_abort(s: State, vcpu: int, abort: Abort) -> int:
 
 @inline
 def vma_page_size(s: State, hva: Word) -> Word:
-    """Bytes of the pages of the VMA at ``hva``: 2M for hugetlb, else 4K."""
+    """Bytes of the pages of the VMA at ``hva``: those of hugetlb, else 4K."""
     count = vma_count(s)
     row = find_vma(s, 0, count, hva)
     if row < count and s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:
-        return huge_size(s)
+        return hugetlb_size(s)
     return page_size(s)
 
 

@@ -14,7 +14,9 @@ from shadowmmu.arch.registers import VTCR_EL2
 __all__ = [
     "DEFAULT_GRANULE",
     "GRANULES",
+    "HUGETLB",
     "block_bytes",
+    "hugetlb_bytes",
     "leaf_bytes",
     "page_bytes",
     "page_shift_of",
@@ -23,6 +25,14 @@ __all__ = [
 
 GRANULES: Final[dict[str, int]] = {"4K": 12, "16K": 14, "64K": 16}
 """Address bits inside a page, by the granule's name."""
+
+HUGETLB: Final[dict[str, dict[str, int]]] = {
+    "huge": {"4K": 21, "16K": 25, "64K": 29},
+    "huge-pud": {"4K": 30},
+    "huge-cont-pte": {"4K": 16, "16K": 21, "64K": 21},
+    "huge-cont-pmd": {"4K": 25, "16K": 30, "64K": 34},
+}
+"""Address bits inside a hugetlb page, by backing and granule: ``arch_hugetlb_valid_size`` of Linux 7.3.4."""
 
 TG0: Final = {0: GRANULES["4K"], 2: GRANULES["16K"]}
 TG0_LSB: Final = VTCR_EL2["TG0"].lsb
@@ -55,3 +65,9 @@ def page_bytes(granule: str) -> int:
 def block_bytes(granule: str) -> int:
     """Bytes of a level 2 block: 2M, 32M or 512M. Raises ValueError for a name that is no granule."""
     return leaf_bytes(page_shift_of(granule), 2)
+
+
+def hugetlb_bytes(granule: str, backing: str) -> int:
+    """Bytes of a hugetlb page of ``backing``, 0 if that is none (or none of this granule)."""
+    bits = HUGETLB.get(backing, {}).get(granule, 0)
+    return 1 << bits if bits else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.events.schema import Scenario
 from shadowmmu.formats.answer import DONE, Answer, parse_answer
-from shadowmmu.machine.granule import DEFAULT_GRANULE, block_bytes
+from shadowmmu.machine.granule import hugetlb_bytes
 from shadowmmu.oracles.rig.archive import archive
 from shadowmmu.oracles.rig.console import last_lines, split_console
 from shadowmmu.oracles.rig.locate import missing_parts, rig_folder
@@ -31,6 +31,9 @@ TRACING: Final = "/sys/kernel/tracing/"
 HOST_MEMORY: Final = 2 << 30
 HOST_OWN: Final = 768 << 20
 """What L0 needs besides the VM's memory."""
+
+LARGEST_ALLOCATION: Final = 4 << 20
+"""Above this, hugetlb pages need aligned room that the first of the two nodes may not have."""
 
 MACHINE: Final = "virt,virtualization=on,gic-version=3,dtb-randomness=off"
 CPU: Final = "max,lpa2=off"
@@ -126,8 +129,8 @@ class Rig:
         """One boot; the answers of all scripts that began."""
         with tempfile.TemporaryDirectory(prefix="shadowmmu-rig-") as scratch:
             initrd, console = Path(scratch) / "initrd", Path(scratch) / "console"
-            initrd.write_bytes(self._initrd(scripts, scenarios))
-            command = self._command(initrd, console, max(s.memory_bytes for s in scenarios))
+            initrd.write_bytes(self._initrd(scripts))
+            command = self._command(initrd, console, scenarios)
             try:
                 done = subprocess.run(
                     command,
@@ -145,7 +148,7 @@ class Rig:
             raise UndeterminedError("\n".join(["the rig did not boot:", told, *last_lines(text)]))
         return {names[int(number)]: part for number, part in parts.items()}
 
-    def _initrd(self, scripts: Sequence[str], scenarios: Sequence[Scenario]) -> bytes:
+    def _initrd(self, scripts: Sequence[str]) -> bytes:
         programs = {
             "init": (self.folder / "init").read_bytes(),
             "bin/busybox": (self.folder / "busybox").read_bytes(),
@@ -159,22 +162,21 @@ class Rig:
             files["rig/setup/2-counts.sh"] = (self.folder / "counts.sh").read_bytes()
         if self.probes:
             files["rig/setup/3-probes.sh"] = "\n".join([*self.probes, ""]).encode()
-        huge = [(s.memory_bytes, block_bytes(s.granule)) for s in scenarios if s.backing == "huge"]
-        if huge:
-            memory, block = max(huge)
-            size = f" {block >> 10}" if block != block_bytes(DEFAULT_GRANULE) else ""
-            files["rig/hugepages"] = f"{memory // block}{size}\n".encode()
         files |= {f"rig/scripts/{number:04}": text.encode() for number, text in enumerate(scripts)}
         return archive(programs, files)
 
-    def _command(self, initrd: Path, console: Path, vm_memory: int) -> list[str]:
+    def _command(self, initrd: Path, console: Path, scenarios: Sequence[Scenario]) -> list[str]:
         if self.ipa_limit_bits not in PARANGE:
             limits = ", ".join(str(bits) for bits in PARANGE)
             raise InputError(f"read an IPA limit of {self.ipa_limit_bits} bits, expected one of {limits}")
         options = BOOT_OPTIONS
         if self.ipa_limit_bits != max(PARANGE):
             options += f" id_aa64mmfr0.parange={PARANGE[self.ipa_limit_bits]}"
-        memory = max(HOST_MEMORY, vm_memory + HOST_OWN)
+        pools = hugetlb_pools(scenarios)
+        options += "".join(f" hugepagesz={size >> 10}K hugepages={count}" for size, count in pools.items())
+        memory = max(HOST_MEMORY, max(s.memory_bytes for s in scenarios) + HOST_OWN)
+        if any(size > LARGEST_ALLOCATION for size in pools):
+            memory += 2 * sum(size * count for size, count in pools.items())
         return [
             *(str(self.folder / "qemu"), "-M", MACHINE, "-cpu", CPU, "-smp", "1"),
             *numa_nodes(memory),
@@ -182,6 +184,16 @@ class Rig:
             *("-display", "none", "-monitor", "none", "-serial", f"file:{console}", "-no-reboot"),
             *("-kernel", str(self.folder / "Image"), "-initrd", str(initrd), "-append", options),
         ]
+
+
+def hugetlb_pools(scenarios: Iterable[Scenario]) -> dict[int, int]:
+    """Pages that L0 sets aside at boot, by size: enough for each scenario alone, the largest first."""
+    pools: dict[int, int] = {}
+    for scenario in scenarios:
+        size = hugetlb_bytes(scenario.granule, scenario.backing)
+        if size:
+            pools[size] = max(pools.get(size, 0), scenario.memory_bytes // size)
+    return dict(sorted(pools.items(), reverse=True))
 
 
 def numa_nodes(memory: int) -> list[str]:

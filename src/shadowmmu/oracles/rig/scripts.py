@@ -11,6 +11,7 @@ from shadowmmu.events.words import ScenarioError
 
 MODEL_ONLY: Final[dict[str, str]] = {
     "punch": "a command that a kernel has: 'punch' is of the model only",
+    "numahint": "a command that can be asked of a kernel: 'numahint' is its own work, and of the model only",
 }
 """Commands of the language that the real kernel cannot do, with what to say about them."""
 

@@ -37,6 +37,11 @@ static const char *const stage1_registers[] = {
 	[S1_TCR2] = "tcr2", [S1_PIR] = "pir", [S1_PIRE0] = "pire0", [S1_PAN] = "pan",
 };
 
+static const char *const el2_scopes[] = {
+	[TLBI2_ALL] = "all", [TLBI2_VA] = "va", [TLBI2_VAA] = "vaa", [TLBI2_ASID] = "asid", [TLBI2_RVA] = "rva",
+	[TLBI2_RVAA] = "rvaa",
+};
+
 static u64 number(const char *word)
 {
 	char *end;
@@ -96,6 +101,17 @@ static void touch(char **word, int count)
 	       m->result[3], m->result[5], m->result[6], now() - begun);
 }
 
+/* L2 is a hypervisor that reads or writes a register, which stands in the page of VNCR_EL2. */
+static void access_register(char **word)
+{
+	u64 write = word[1][0] == 'w', va = number(word[2]);
+	struct mailbox *m = l1(CMD_VNCR, 6, va, 0UL, 0UL, 0UL, va ^ 0x5a5aUL,
+			       l2_code + (write ? L2_WRITE_REGISTER : L2_READ_REGISTER));
+
+	printf("vncr %s va=%#lx : esr=%#lx far=%#lx hpfar=%#lx elr=%#lx value=%#lx hcr=%#lx\n", word[1], va,
+	       m->result[0], m->result[1], m->result[2], m->result[3], write ? 0 : m->result[6], m->result[7]);
+}
+
 static void set_stage1(char **word, int count)
 {
 	for (int i = 1; i < count; i++) {
@@ -152,6 +168,11 @@ static int guest_command(char **word, int count)
 		l1(CMD_UNMAP, 4, root, number(word[1]), number(word[2]), number(word[3]));
 	else if (!strcmp(c, "touch"))
 		touch(word, count);
+	else if (!strcmp(c, "vncr"))
+		access_register(word);
+	else if (!strcmp(c, "tlbi2"))
+		l1(CMD_TLBI_EL2, 3, (u64)index_of(el2_scopes, WORDS(el2_scopes), word[1], "scope"), number(word[2]),
+		   (u64)!!strcmp(word[3], "notge"));
 	else if (!strcmp(c, "tlbi")) {
 		l1(CMD_TLBI, 2, number(word[1]), number(word[2]));
 		printf("tlbi kind=%s value=%s ns=%lu\n", word[1], word[2], now() - begun);

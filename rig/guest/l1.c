@@ -277,14 +277,12 @@ void l1_main(void)
 			m->result[2] = read_reg(vtcr_el2);
 			break;
 		}
-		case CMD_RUN:				/* (x0 to x4, pc) */
-			run_l2(m, &c);
-			break;
-		case CMD_VNCR:				/* (VNCR_EL2; else as CMD_RUN): L2 is a hypervisor */
-			write_reg(s3_4_c2_c2_0, c.a0);
+		case CMD_VNCR:				/* (x0 to x4, pc, VNCR_EL2): L2 is a hypervisor */
+			write_reg(s3_4_c2_c2_0, c.a6);
 			write_reg(hcr_el2, hcr | HCR_NESTED);
 			isb();
-			m->result[7] = read_reg(hcr_el2);
+			/* fall through */
+		case CMD_RUN:				/* (x0 to x4, pc) */
 			run_l2(m, &c);
 			write_reg(hcr_el2, hcr);
 			isb();

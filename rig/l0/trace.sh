@@ -17,6 +17,7 @@ probe 'vncr_abort kvm_handle_vncr_abort esr=vcpu->arch.fault.esr_el2:x64 far=vcp
 probe 'vncr_tlb kvm_handle_vncr_abort%return gva=vcpu->arch.vncr_tlb->gva:x64 ipa=vcpu->arch.vncr_tlb->wr.pa:x64 hpa=vcpu->arch.vncr_tlb->hpa:x64 writable=vcpu->arch.vncr_tlb->hpa_writable valid=vcpu->arch.vncr_tlb->valid'
 probe 'fixmap __set_fixmap idx=$arg1 phys=$arg2:x64 prot=$arg3:x64'
 probe 'tlbi_el2 kvm_handle_s1e2_tlbi val=$arg3:x64'
+echo 'comm == "vmm"' > events/rig/fixmap/filter
 for event in rig kvm/kvm_guest_fault kvm/kvm_nested_eret kvm/kvm_inject_nested_exception; do
 	echo 1 > "events/$event/enable"
 done

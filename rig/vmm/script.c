@@ -14,6 +14,7 @@
 #include "vmm.h"
 
 #define MOST_WORDS	12
+#define ESR_CLASS_HVC	0x16
 #define WORDS(list)	(sizeof(list) / sizeof((list)[0]))
 
 /* What the script keeps from line to line. */
@@ -104,12 +105,13 @@ static void touch(char **word, int count)
 /* L2 is a hypervisor that reads or writes a register, which stands in the page of VNCR_EL2. */
 static void access_register(char **word)
 {
-	u64 write = word[1][0] == 'w', va = number(word[2]);
-	struct mailbox *m = l1(CMD_VNCR, 6, va, 0UL, 0UL, 0UL, va ^ 0x5a5aUL,
-			       l2_code + (write ? L2_WRITE_REGISTER : L2_READ_REGISTER));
+	u64 write = word[1][0] == 'w', va = number(word[2]), begun = now();
+	struct mailbox *m = l1(CMD_VNCR, 7, 0UL, 0UL, 0UL, 0UL, va ^ 0x5a5aUL,
+			       l2_code + (write ? L2_WRITE_REGISTER : L2_READ_REGISTER), va);
 
-	printf("vncr %s va=%#lx : esr=%#lx far=%#lx hpfar=%#lx elr=%#lx value=%#lx hcr=%#lx\n", word[1], va,
-	       m->result[0], m->result[1], m->result[2], m->result[3], write ? 0 : m->result[6], m->result[7]);
+	printf("touch vncr-%s addr=%#lx stride=%#lx count=%lu : esr=%#lx far=%#lx hpfar=%#lx elr=%#lx left=%lu "
+	       "sum=%#lx ns=%lu\n", word[1], va, 0UL, 1UL, m->result[0], m->result[1], m->result[2], m->result[3],
+	       m->result[0] >> 26 != ESR_CLASS_HVC ? 1UL : 0UL, write ? 0UL : m->result[6], now() - begun);
 }
 
 static void set_stage1(char **word, int count)
@@ -170,9 +172,9 @@ static int guest_command(char **word, int count)
 		touch(word, count);
 	else if (!strcmp(c, "vncr"))
 		access_register(word);
-	else if (!strcmp(c, "tlbi2"))
+	else if (!strcmp(c, "tlbi2") || !strcmp(c, "tlbi2-tge0"))
 		l1(CMD_TLBI_EL2, 3, (u64)index_of(el2_scopes, WORDS(el2_scopes), word[1], "scope"), number(word[2]),
-		   (u64)!!strcmp(word[3], "notge"));
+		   (u64)!strcmp(c, "tlbi2"));
 	else if (!strcmp(c, "tlbi")) {
 		l1(CMD_TLBI, 2, number(word[1]), number(word[2]));
 		printf("tlbi kind=%s value=%s ns=%lu\n", word[1], word[2], now() - begun);

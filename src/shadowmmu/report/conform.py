@@ -18,6 +18,7 @@ HEADS: Final = {
     "write protection": "wp",
     "TLB invalidations": "TLBI",
     "warnings": "warn",
+    "VNCR page": "VNCR",
     "counters": "counts",
 }
 NAME_WIDTH: Final = 46

@@ -81,7 +81,7 @@ vectors:
 	.balign 128
 	b	l1_fault
 	.endr
-	.rept 8					/* from a lower one */
+	.rept 4					/* from a lower one; L2 is never in AArch32 */
 	.balign 128
 	b	l2_exit
 	.endr
@@ -113,5 +113,9 @@ l2_code:
 8:	b	8b				/* L2_STAY: L2 is left where it is */
 	wfi					/* L2_WFI */
 	b	8b
+	mrs	x6, s3_4_c2_c1_0		/* L2_READ_REGISTER: VTTBR_EL2, by NV2 a load from the page of VNCR_EL2 */
+	b	9b
+	msr	s3_4_c2_c1_0, x4		/* L2_WRITE_REGISTER */
+	b	9b
 l2_code_end:
 	.ltorg

@@ -9,8 +9,10 @@
 #include "mailbox.h"
 
 #define HCR_VM		(1UL << 0)
+#define HCR_TGE		(1UL << 27)
 #define HCR_RW		(1UL << 31)
 #define HCR_E2H		(1UL << 34)
+#define HCR_NESTED	(1UL << 42 | 1UL << 43 | 1UL << 45)	/* NV, NV1, NV2 */
 #define HCRX_TCR2EN	(1UL << 14)
 #define SCTLR_RES1	0x30d00800UL		/* stage 1 off, little endian */
 
@@ -123,6 +125,23 @@ static void invalidate(u64 kind, u64 v)
 	}
 	dsb();
 	isb();
+}
+
+/* A TLBI for L1's own EL2&0 regime, while HCR_EL2 is hcr: those with an E1 name are of it if TGE is set. */
+static void invalidate_el2(u64 scope, u64 v, u64 hcr)
+{
+	write_reg(hcr_el2, hcr);
+	isb();
+	dsb();
+	switch (scope) {
+	case TLBI2_ALL:		asm volatile("tlbi alle2is"); break;
+	case TLBI2_VA:		asm volatile("tlbi vae2is, %0" :: "r"(v)); break;
+	case TLBI2_VAA:		asm volatile("tlbi vaae1is, %0" :: "r"(v)); break;
+	case TLBI2_ASID:	asm volatile("tlbi aside1is, %0" :: "r"(v)); break;
+	case TLBI2_RVA:		asm volatile("sys #4, c8, c2, #1, %0" :: "r"(v)); break;
+	case TLBI2_RVAA:	asm volatile("sys #0, c8, c2, #3, %0" :: "r"(v)); break;
+	}
+	dsb();
 }
 
 /* Execute one AT and return PAR_EL1. */
@@ -258,8 +277,20 @@ void l1_main(void)
 			m->result[2] = read_reg(vtcr_el2);
 			break;
 		}
+		case CMD_VNCR:				/* (x0 to x4, pc, VNCR_EL2): L2 is a hypervisor */
+			write_reg(s3_4_c2_c2_0, c.a6);
+			write_reg(hcr_el2, hcr | HCR_NESTED);
+			isb();
+			/* fall through */
 		case CMD_RUN:				/* (x0 to x4, pc) */
 			run_l2(m, &c);
+			write_reg(hcr_el2, hcr);
+			isb();
+			break;
+		case CMD_TLBI_EL2:			/* (scope, value, HCR_EL2.TGE) */
+			invalidate_el2(c.a0, c.a1, c.a2 ? hcr | HCR_TGE : hcr);
+			write_reg(hcr_el2, hcr);
+			isb();
 			break;
 		case CMD_TLBI:				/* (kind, value) */
 			invalidate(c.a0, c.a1);

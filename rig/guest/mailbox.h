@@ -12,6 +12,8 @@ typedef unsigned long u64;
 #define L2_HVC		0x3cUL			/* where in its page: its last HVC, its endless loop, its WFI */
 #define L2_STAY		0x44UL
 #define L2_WFI		0x48UL
+#define L2_READ_REGISTER	0x50UL		/* one access of a register of EL2, then the HVC */
+#define L2_WRITE_REGISTER	0x58UL
 #define MOST_VCPUS	8			/* that have room for L1's stack */
 #define DOORBELL	0x09000000UL		/* no memslot: a store here leaves to the VMM */
 
@@ -21,12 +23,18 @@ typedef unsigned long u64;
 enum command {
 	CMD_NOP, CMD_SET_STAGE2, CMD_RUN, CMD_TLBI, CMD_MAP, CMD_UNMAP,
 	CMD_POKE, CMD_PEEK, CMD_INFO, CMD_VM, CMD_AT, CMD_STAGE1,
+	CMD_VNCR, CMD_TLBI_EL2,
 };
 
 /* Operand KIND of the script's `tlbi`. */
 enum tlbi {
 	TLBI_IPAS2E1IS, TLBI_IPAS2LE1IS, TLBI_RIPAS2E1IS, TLBI_RIPAS2LE1IS,
 	TLBI_VMALLS12E1IS, TLBI_ALLE1IS, TLBI_VMALLE1IS, TLBI_IPAS2E1, TLBI_VMALLS12E1,
+};
+
+/* Operand SCOPE of the script's `tlbi2`. */
+enum tlbi_el2 {
+	TLBI2_ALL, TLBI2_VA, TLBI2_VAA, TLBI2_ASID, TLBI2_RVA, TLBI2_RVAA,
 };
 
 /* Operand OP of the script's `at`. */

@@ -14,6 +14,7 @@
 #include "vmm.h"
 
 #define MOST_WORDS	12
+#define ESR_CLASS_HVC	0x16
 #define WORDS(list)	(sizeof(list) / sizeof((list)[0]))
 
 /* What the script keeps from line to line. */
@@ -35,6 +36,11 @@ static const char *const at_operations[] = {
 static const char *const stage1_registers[] = {
 	[S1_TTBR0] = "ttbr0", [S1_TTBR1] = "ttbr1", [S1_TCR] = "tcr", [S1_SCTLR] = "sctlr", [S1_MAIR] = "mair",
 	[S1_TCR2] = "tcr2", [S1_PIR] = "pir", [S1_PIRE0] = "pire0", [S1_PAN] = "pan",
+};
+
+static const char *const el2_scopes[] = {
+	[TLBI2_ALL] = "all", [TLBI2_VA] = "va", [TLBI2_VAA] = "vaa", [TLBI2_ASID] = "asid", [TLBI2_RVA] = "rva",
+	[TLBI2_RVAA] = "rvaa",
 };
 
 static u64 number(const char *word)
@@ -96,6 +102,18 @@ static void touch(char **word, int count)
 	       m->result[3], m->result[5], m->result[6], now() - begun);
 }
 
+/* L2 is a hypervisor that reads or writes a register, which stands in the page of VNCR_EL2. */
+static void access_register(char **word)
+{
+	u64 write = word[1][0] == 'w', va = number(word[2]), begun = now();
+	struct mailbox *m = l1(CMD_VNCR, 7, 0UL, 0UL, 0UL, 0UL, va ^ 0x5a5aUL,
+			       l2_code + (write ? L2_WRITE_REGISTER : L2_READ_REGISTER), va);
+
+	printf("touch vncr-%s addr=%#lx stride=%#lx count=%lu : esr=%#lx far=%#lx hpfar=%#lx elr=%#lx left=%lu "
+	       "sum=%#lx ns=%lu\n", word[1], va, 0UL, 1UL, m->result[0], m->result[1], m->result[2], m->result[3],
+	       m->result[0] >> 26 != ESR_CLASS_HVC ? 1UL : 0UL, write ? 0UL : m->result[6], now() - begun);
+}
+
 static void set_stage1(char **word, int count)
 {
 	for (int i = 1; i < count; i++) {
@@ -152,6 +170,11 @@ static int guest_command(char **word, int count)
 		l1(CMD_UNMAP, 4, root, number(word[1]), number(word[2]), number(word[3]));
 	else if (!strcmp(c, "touch"))
 		touch(word, count);
+	else if (!strcmp(c, "vncr"))
+		access_register(word);
+	else if (!strcmp(c, "tlbi2") || !strcmp(c, "tlbi2-tge0"))
+		l1(CMD_TLBI_EL2, 3, (u64)index_of(el2_scopes, WORDS(el2_scopes), word[1], "scope"), number(word[2]),
+		   (u64)!strcmp(c, "tlbi2"));
 	else if (!strcmp(c, "tlbi")) {
 		l1(CMD_TLBI, 2, number(word[1]), number(word[2]));
 		printf("tlbi kind=%s value=%s ns=%lu\n", word[1], word[2], now() - begun);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pytest
 from at_lab import architecture, emulated
 from kvm_lab import Vm
@@ -9,12 +12,17 @@ from test_kvm_at_differences import plain
 
 from shadowmmu.arch.answer import A_PAR
 from shadowmmu.errors import UndeterminedError
+from shadowmmu.formats.answer import read_answer
 from shadowmmu.kvm.differences import SWITCHES
 from shadowmmu.kvm.layout import V_HW_MMU
-from shadowmmu.machine.counters import TLBI_VMID_SHADOW, WIPES
+from shadowmmu.machine.counters import CHUNKS_SHADOW, TLBI_VMID_SHADOW, WIPES
 from shadowmmu.machine.log import FLUSH_LOCAL, FLUSH_RANGE, FLUSH_VMID
 from shadowmmu.pgtable.context import M_PENDING, M_REFCNT
 
+RECORDED = Path(__file__).parents[2] / "rig" / "recorded" / "at"
+FAULT_STATUS = 0x3F
+TRANSLATION_LEVEL_0 = 4
+PAGE_OF_PAR = 0x0000_FFFF_FFFF_F000
 TWO_L2S = """mem 64M
 start base 0 0
 s2 new 1
@@ -84,6 +92,66 @@ def test_a_vtcr_that_cannot_be_walked_ends_the_at(t0sz: int) -> None:
         Vm(script).end()
     (row,) = Vm(script, as_architecture=("at-replay",)).end().log("at")
     assert row["par"] == 0xA09
+
+
+@pytest.mark.parametrize(
+    ("switches", "left", "status"), [((), 0, 0), (("nested-ipa-size",), 1, TRANSLATION_LEVEL_0)]
+)
+def test_l2_beyond_l1s_stage_2_wraps_or_faults(switches: tuple[str, ...], left: int, status: int) -> None:
+    beyond = 0x80000000 | 1 << 39
+    vm = Vm(TWO_L2S + f"touch w {beyond:#x}", as_architecture=switches).end()
+    row = vm.log("touch")[-1]
+    assert row["left"] == left
+    if left:
+        assert row["esr"] & FAULT_STATUS == status
+        assert row["hpfar"] & ~(1 << 63) == beyond >> 8
+    assert (beyond in vm.leaves(2)) == (not left)
+
+
+@pytest.mark.parametrize(("switches", "refused"), [((), 1), (("tlbi-beyond-limit",), 0)])
+def test_a_tlbi_beyond_the_shadow_is_refused_with_a_warning_or_completes(
+    switches: tuple[str, ...], refused: int
+) -> None:
+    vm = Vm(
+        TWO_L2S + "mark before\ntlbi 0 0xfffffff\nmark inside\ntlbi 0 0x10000000", as_architecture=switches
+    )
+    before = vm.to("before").count(CHUNKS_SHADOW)
+    inside = vm.to("inside").count(CHUNKS_SHADOW)
+    assert inside > before  # the last page there is
+    vm.end()
+    assert vm.count(CHUNKS_SHADOW) == inside + refused
+    assert len([row for row in vm.log("efault") if row["ipa"]]) == refused
+    assert 0x80000000 in vm.leaves(2)
+
+
+def recorded_at(name: str) -> tuple[str, list[int]]:
+    """The script of a run of ``rig/recorded/at`` and what its ATs answered on the real kernel."""
+    script = (RECORDED / f"{name}.scenario").read_text(encoding="utf-8")
+    answer = read_answer(RECORDED / f"{name}.kernel.txt.xz")
+    return script, [row.fields["value"] for step in answer.steps for row in step.printed("par")]
+
+
+def places(pars: Iterable[int]) -> list[int]:
+    """Where each AT leads, or its fault. Attributes are the CPU's own: QEMU's do not heed SCTLR_EL1.C."""
+    return [par if par & 1 else par & PAGE_OF_PAR for par in pars]
+
+
+def test_an_at_through_an_unwiped_mmu_answers_as_the_real_kernel_did_or_by_l1s_tables() -> None:
+    script, seen = recorded_at("at-on-pending-mmu")
+    # the rig's load2 in the words of the language: the second vCPU was in L2 with VMID 5 once, then out
+    for old, new in (
+        ("start base 0 0\n", "start base 0 0\nvcpu 1\ns2 new 5\ncode\nenter\nexit\nvcpu 0\n"),
+        ("s2 new 5\ncode\nmap", "s2 0x40100000 5\nmap"),
+        ("load2\n", "vcpu 1\nload\nvcpu 0\n"),
+    ):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    linux = places(row["par"] for row in Vm(script).end().log("at"))
+    assert linux == places(seen)
+    mine, former = 0x1_0000_1000, 0xC000_1000
+    assert [linux[index] for index in (0, 1, 3)] == [mine, former, mine]
+    owed = places(row["par"] for row in Vm(script, as_architecture=("at-recycled-mmu",)).end().log("at"))
+    assert [owed[index] for index in (0, 1, 3)] == [mine, mine, mine]
 
 
 def test_a_vcpu_about_to_enter_holds_an_unwiped_mmu() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import re
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from shadowmmu.verify.tlb_witness import (
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "tests" / "data" / "difference_runs"
+KERNEL_RUNS = Path("src", "shadowmmu", "data", "kernel_runs")
 BOTH = ("dirty-log-flush", "nested-ipa-size")
 CONSEQUENCES = {
     "dirty-log-flush": {LOST_DIRTY_PAGE},
@@ -114,6 +117,28 @@ def test_the_table_the_switches_and_the_scenarios_are_one_list() -> None:
     assert sorted(SWITCHES.values()) == list(range(len(NAMES)))
     assert {source.name for source in difference_scenarios()} == {item.scenario for item in DIFFERENCES}
     assert markdown_table() in (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
+
+
+def test_what_was_seen_names_its_recording() -> None:
+    for item in DIFFERENCES:
+        words = re.findall(r"[a-z0-9_-]+(?:/[a-z0-9_-]+)+", item.seen)
+        assert words, item.name
+        for word in words:
+            folder, name = ROOT / Path(word).parent, Path(word).name
+            bundled = ROOT / KERNEL_RUNS / Path(word).parent
+            assert [*folder.glob(f"{name}*"), *bundled.glob(f"{name}.kernel.txt*")], word
+
+
+@pytest.mark.parametrize(("name", "walks"), [("at-s12-bad-vtcr", 8557), ("at-s12-no-memslot", 279_661)])
+def test_the_recorded_ats_that_never_ended(name: str, walks: int) -> None:
+    log = lzma.decompress((ROOT / "rig" / "recorded" / "at" / f"{name}.kernel.txt.xz").read_bytes()).decode()
+    assert "Killed" in log
+    assert "VMM done" not in log
+    assert "> echo passed" not in log
+    assert f"{walks} walk_nested\n" in log
+    assert log.count("\npar ") == 1  # the AT before
+    (item,) = (item for item in DIFFERENCES if item.name == "at-replay")
+    assert f"{walks:,}" in item.seen
 
 
 def test_names_of_differences() -> None:

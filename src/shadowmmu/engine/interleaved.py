@@ -20,7 +20,7 @@ from shadowmmu.engine.actions import (
 from shadowmmu.events.schema import GAP, HOLD, RACE, RELEASE, TLBI_EL2
 from shadowmmu.guest.hypervisor import answer_mailbox, switch_from_l2, switch_to_l2
 from shadowmmu.guest.l2 import enter_l2, hypercall, leave_l2
-from shadowmmu.guest.layout import G_LEFT, G_STATUS, ONE, ZERO
+from shadowmmu.guest.layout import G_LEFT, G_STATUS, ONE, PC_READ_REGISTER, PC_WRITE_REGISTER, ZERO
 from shadowmmu.guest.vel2 import DONE, STUCK, access_vncr_page
 from shadowmmu.kvm.interleave import arm_race, begin_hold, end_hold
 from shadowmmu.kvm.layout import V_GAP, V_HCR
@@ -39,7 +39,8 @@ def run_nested_hypervisor(s: State, vcpu: int, op: Words) -> int:
     switch_to_l2(s, vcpu)
     enter_l2(s, vcpu)
     code: Word = op[C]
-    outcome = access_vncr_page(s, vcpu, op[B] != ZERO, code)
+    write = op[B] != ZERO
+    outcome = access_vncr_page(s, vcpu, write, code + (PC_WRITE_REGISTER if write else PC_READ_REGISTER))
     if outcome == DONE:
         hypercall(s, vcpu, code)
     leave_l2(s, vcpu)

@@ -23,13 +23,16 @@ G_LEFT: Final = R_GUEST + 3
 G_STATUS: Final = R_GUEST + 4
 G_MEMORY: Final = R_GUEST + 5
 
-# Where in L2's code page its load, its store, its final HVC stand, and where it stays or waits.
+# Where in L2's code page its load, its store, its final HVC stand, where it stays or waits, and where it
+# reads or writes a register of EL2.
 PC_LOAD: Final = U64(0x18)
 PC_STORE: Final = U64(0x24)
 PC_HVC: Final = U64(0x3C)
 PC_AFTER_HVC: Final = U64(0x40)
 PC_STAY: Final = U64(0x44)
 PC_WFI: Final = U64(0x48)
+PC_READ_REGISTER: Final = U64(0x50)
+PC_WRITE_REGISTER: Final = U64(0x58)
 L2_VECTOR: Final = U64(0x200)
 """Where L2 takes an exception of its own: VBAR_EL1 is 0, the vector of a synchronous one from EL1."""
 REGISTER_LOAD: Final = 5

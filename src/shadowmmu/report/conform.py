@@ -21,6 +21,7 @@ HEADS: Final = {
     "splits": "split",
     "TLB invalidations": "TLBI",
     "warnings": "warn",
+    "VNCR page": "VNCR",
     "counters": "counts",
 }
 NAME_WIDTH: Final = 46

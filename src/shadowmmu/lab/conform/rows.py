@@ -41,6 +41,11 @@ PAGE_BYTES: Final = 4096
 INVALIDATIONS: Final = "TLB invalidations"
 LISTED: Final = 64
 """Dirty pages that the VMM lists."""
+VNCR_PAGE: Final = "VNCR page"
+VNCR_ABORT: Final = 0x9400_2000
+"""Class 0x25 and bit VNCR of ESR_EL2."""
+READ_ONLY: Final = 1 << 7
+"""AP[2] of L0's own stage 1."""
 WORD: Final = (1 << 64) - 1
 
 
@@ -325,6 +330,55 @@ def _logged(
     return [Row(words(row.fields), row.where) for row in model_log(executor) if row.name == name]
 
 
+def kernel_vncr(answer: Answer) -> list[Row]:
+    """The page of VNCR_EL2: fills of its entry, what goes into the fixmap and out, aborts that L1 gets.
+
+    A fill is read when its abort is over, so one that ends in a fault for L1 stands before that fault. A frame
+    is compared by whether it is the one of the last fill.
+    """
+    rows: list[Row] = []
+    mark, frame, slots, injected = "", -1, set(), 0
+    for event in answer.events:
+        fields = event.fields
+        if event.name == MARK and event.text not in LEVELS:
+            mark = event.text
+        elif event.name == "vncr_abort":
+            injected = len(rows)
+        elif event.name == "kvm_inject_nested_exception" and fields["esr_el2"] & VNCR_ABORT == VNCR_ABORT:
+            rows.append(Row(("vncr_fault", fields["esr_el2"]), mark))
+        elif event.name == "vncr_tlb" and fields["valid"]:
+            frame = fields["hpa"]
+            at = next((at for at in range(injected, len(rows)) if rows[at].words[0] == "vncr_fault"), len(rows))
+            rows.insert(at, Row(("vncr_fill", fields["gva"], fields["ipa"], fields["writable"]), mark))
+        elif event.name == "fixmap" and fields["phys"] == frame:
+            slots.add(fields["idx"])
+            rows.append(Row(("vncr_map", int(fields["prot"] & READ_ONLY == 0)), mark))
+        elif event.name == "fixmap" and fields["idx"] in slots and fields["phys"] == 0:
+            rows.append(Row(("vncr_unmap",), mark))
+    return rows
+
+
+def model_vncr(executor: Executor) -> list[Row]:
+    """The same from the model's log."""
+    rows: list[Row] = []
+    frame = -1
+    for logged in model_log(executor):
+        fields = logged.fields
+        if logged.name == "vncr_fill":
+            frame = fields["hpa"]
+            words: tuple[str | int, ...] = (logged.name, fields["gva"], fields["ipa"], fields["writable"])
+        elif logged.name == "vncr_map" and fields["hpa"] == frame:
+            words = (logged.name, fields["writable"])
+        elif logged.name == "vncr_unmap":
+            words = (logged.name,)
+        elif logged.name == "vncr_fault":
+            words = (logged.name, fields["esr"])
+        else:
+            continue
+        rows.append(Row(words, logged.where))
+    return rows
+
+
 ASPECTS: Final = (
     Aspect("events", kernel_events, model_events),
     Aspect("L2 aborts", kernel_l2_aborts, model_l2_aborts),
@@ -337,6 +391,7 @@ ASPECTS: Final = (
     Aspect("splits", kernel_splits, model_splits),
     Aspect(INVALIDATIONS, kernel_invalidations, model_invalidations),
     Aspect("warnings", kernel_warned, model_warned),
+    Aspect(VNCR_PAGE, kernel_vncr, model_vncr),
 )
 """What is compared row by row; dumps and counts have their own comparison (``lab.agreement``)."""
 
@@ -346,5 +401,6 @@ NEEDS_PROBE: Final = {
     "write protection": "wp_range",
     "splits": "s2split",
     INVALIDATIONS: FLUSH_NAMES[FLUSH_RANGE],
+    VNCR_PAGE: "vncr_tlb",
 }
 """An aspect that a run shows only if its trace has this probe."""

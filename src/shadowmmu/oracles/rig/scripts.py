@@ -15,7 +15,7 @@ MODEL_ONLY: Final[dict[str, str]] = {
 }
 """Commands of the language that the real kernel cannot do, with what to say about them."""
 
-RIG_ONLY: Final = ("load2",)
+RIG_ONLY: Final = ("load2", "tlbi2-tge0")
 """Commands that only the rig has (``rig/README.md``)."""
 
 ACTING: Final = frozenset(

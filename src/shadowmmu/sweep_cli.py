@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 FOLDER: Final = click.Path(file_okay=False, path_type=Path)
-SHORTHANDS: Final = ("leaves", "mmus", "ipa_bits")
+SHORTHANDS: Final = ("leaves", "mmus", "ipa_bits", "granule")
 SCHEMA: Final = "shadowmmu.sweep/1"
 
 
@@ -40,6 +40,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--leaves", metavar="V[,V]", help="Short for --axis leaves=...")
 @click.option("--mmus", metavar="V[,V]", help="Short for --axis mmus=...")
 @click.option("--ipa-bits", metavar="V[,V]", help="Short for --axis ipa_bits=...")
+@click.option("--granule", metavar="V[,V]", help="Short for --axis granule=...")
 @click.option("--judge", type=click.Choice(["never", "notifiers", "always"]), help="When to look.")
 @click.option(
     "--store", type=FOLDER, default="sweep-store", show_default=True, help="Where results are kept."

@@ -17,7 +17,8 @@ from shadowmmu.events.population import BLOCK, MOST_MMUS, PAGE
 from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.storm import Rounds, storm
 from shadowmmu.events.workloads import WORKLOADS, named_workload, read_workload
-from shadowmmu.machine.counters import FAULTS_INJECTED, MMIO_EXITS, RECYCLED, TLBIS_TRAPPED
+from shadowmmu.machine.counters import FAULTS_INJECTED, LEAVES_MAPPED, MMIO_EXITS, RECYCLED, TLBIS_TRAPPED
+from shadowmmu.machine.granule import page_bytes
 
 LEAVES = 120 if INTERPRETED else 500
 
@@ -49,6 +50,27 @@ def test_l2_and_l1_find_everything_mapped(name: str) -> None:
     executor = ran(made(name))
     assert executor.state.count[FAULTS_INJECTED] == 0
     assert executor.state.count[MMIO_EXITS] == 0
+
+
+@pytest.mark.parametrize("granule", ["16K", "64K"])
+@pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "l2-boot"])
+def test_a_workload_at_another_granule(name: str, granule: str) -> None:
+    scenario = named_workload(name).scenario({"leaves": LEAVES, "mmus": 2}, 1, granule)
+    assert scenario.granule == granule
+    executor = Executor(scenario, "reverse_table", Machine(ipa_limit_bits=40, granule=granule, frames=512))
+    executor.run()
+    assert executor.state.count[FAULTS_INJECTED] == 0
+    assert executor.state.count[MMIO_EXITS] == 0
+    assert executor.state.count[LEAVES_MAPPED] > LEAVES
+    page = page_bytes(granule)
+    for kind in (schema.DONTNEED, schema.PUNCH, schema.COLLAPSE):
+        assert not (rows(scenario, kind)["a"] % page).any()
+        assert not (rows(scenario, kind)["b"] % page).any()
+
+
+def test_the_shape_of_a_recorded_boot_is_of_its_granule() -> None:
+    with pytest.raises(InputError, match="granule is 16K, expected 4K, as recorded"):
+        named_workload("l2-boot").scenario({}, 1, "16K")
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -164,7 +186,7 @@ def test_a_burst_comes_before_l2_runs_again() -> None:
         (f"ksm:mmus={MOST_MMUS + 1},leaves=1e4", "mmus is 1025"),
         ("numa-balancing:window=5K", "window is 5120"),
         ("storm:leaf=1G", "a shadow leaf is at most 2M"),
-        ("storm:leaf=8K", "expected one of 4K, 2M, mixed"),
+        ("storm:leaf=8K", "expected one of page, 4K, block, 2M, mixed"),
         ("storm:target=all", "target is 'all'"),
         ("storm:burst=0", "burst is 0"),
         ("storm:moves=-1", "moves and recycles are -1"),

@@ -12,10 +12,19 @@ from shadowmmu.events import schema
 from shadowmmu.events.host_passes import at_least, between, round_labels, settled
 from shadowmmu.events.population import revisit, scenario_of
 from shadowmmu.events.schema import EventTable, Scenario
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 
 def live_migration(
-    *, mmus: int, leaves: int, cluster: float, rounds: int, active: float, writes: float, seed: int
+    *,
+    mmus: int,
+    leaves: int,
+    cluster: float,
+    rounds: int,
+    active: float,
+    writes: float,
+    seed: int,
+    granule: str = DEFAULT_GRANULE,
 ) -> Scenario:
     """Pre-copy: the log is switched on, then ``rounds`` times the L2s run and the VMM harvests.
 
@@ -27,7 +36,7 @@ def live_migration(
     between("writes", writes)
     random = np.random.default_rng(seed)
     table = EventTable()
-    population = settled(random, table, mmus, leaves, cluster)
+    population = settled(random, table, mmus, leaves, cluster, granule)
     table.append(schema.LOG, 1)
     for k in range(rounds):
         table.append(schema.MARK, k + 1)
@@ -39,7 +48,14 @@ def live_migration(
 
 
 def memslot_churn(
-    *, mmus: int, leaves: int, cluster: float, rounds: int, active: float, seed: int
+    *,
+    mmus: int,
+    leaves: int,
+    cluster: float,
+    rounds: int,
+    active: float,
+    seed: int,
+    granule: str = DEFAULT_GRANULE,
 ) -> Scenario:
     """The memslot is deleted and made again, ``rounds`` times; the L2s run after each.
 
@@ -50,7 +66,7 @@ def memslot_churn(
     between("active", active)
     random = np.random.default_rng(seed)
     table = EventTable()
-    population = settled(random, table, mmus, leaves, cluster)
+    population = settled(random, table, mmus, leaves, cluster, granule)
     for k in range(rounds):
         table.append(schema.MARK, k + 1)
         table.append(schema.SLOT, 0)

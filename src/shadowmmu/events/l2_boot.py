@@ -29,6 +29,7 @@ from shadowmmu.events.population import (
     touch,
 )
 from shadowmmu.events.schema import EventTable, Scenario
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 
 class Disturbance(NamedTuple):
@@ -60,12 +61,15 @@ DISTURBANCES: Final = tuple(
 )
 
 
-def l2_boot(*, leaves: int, seed: int) -> Scenario:
+def l2_boot(*, leaves: int, seed: int, granule: str = DEFAULT_GRANULE) -> Scenario:
     """One L2 boots and touches ``leaves`` pages; the recorded number is ``FIRST_TOUCHES``.
 
-    The disturbances are as many as recorded, whatever the size. Raises ValueError for too few leaves.
+    The disturbances are as many as recorded, whatever the size. Raises ValueError for too few leaves, and for
+    a granule other than the recording's.
     """
     at_least("leaves", leaves, 100)
+    if granule != DEFAULT_GRANULE:
+        raise ValueError(f"granule is {granule}, expected {DEFAULT_GRANULE}, as recorded")
     random = np.random.default_rng(seed)
     population = populate(random, 1, leaves, {PAGE: 1}, CLUSTER, gap=GAP)
     table = EventTable()

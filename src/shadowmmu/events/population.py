@@ -327,7 +327,7 @@ def map_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes = DEFAU
         )
 
 
-def unmap_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes = DEFAULT_SIZES) -> None:
+def unmap_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes) -> None:
     """L1 unmaps the chosen runs and invalidates them leaf by leaf, with level hints."""
     if not chosen.any():
         return

@@ -13,19 +13,17 @@ from shadowmmu.errors import InputError
 from shadowmmu.events.host_passes import balloon, ksm, numa_balancing, thp_collapse
 from shadowmmu.events.host_rounds import live_migration, memslot_churn
 from shadowmmu.events.l2_boot import FIRST_TOUCHES, l2_boot
-from shadowmmu.events.population import BLOCK, DEFAULT_SIZES, PAGE
+from shadowmmu.events.population import Sizes
 from shadowmmu.events.schema import Scenario
 from shadowmmu.events.storm import Rounds, storm
+from shadowmmu.machine.granule import DEFAULT_GRANULE
 
 Value: TypeAlias = int | float | str
 Build: TypeAlias = Callable[..., Scenario]
 
 SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-LEAF_SIZES: Final[dict[str, Mapping[int, float]]] = {
-    "4K": {PAGE: 1},
-    "2M": {BLOCK: 1},
-    "mixed": DEFAULT_SIZES.shares(),
-}
+LEAVES_OF: Final = {"4K": ("4K", "2M"), "16K": ("16K", "32M"), "64K": ("64K", "512M")}
+"""Page and block of a granule, by the name of each."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Workload:
-    """One named workload. ``build`` takes every parameter by name, and ``seed``."""
+    """One named workload. ``build`` takes every parameter by name, and ``seed`` and ``granule``."""
 
     name: str
     idea: str
@@ -65,13 +63,13 @@ class Workload:
         known = ", ".join(parameter.name for parameter in self.parameters)
         raise InputError(f"read '{name}' of workload {self.name}, expected one of {known}")
 
-    def scenario(self, values: Mapping[str, Value], seed: int) -> Scenario:
-        """The events: the values given, the defaults of the others. Raises InputError."""
+    def scenario(self, values: Mapping[str, Value], seed: int, granule: str = DEFAULT_GRANULE) -> Scenario:
+        """The events: the values given, the defaults of the others; ``granule``: the host's. InputError."""
         for name in values:
             self.parameter(name)
         everything = {p.name: values.get(p.name, p.default) for p in self.parameters}
         try:
-            return self.build(**everything, seed=seed)
+            return self.build(**everything, seed=seed, granule=granule)
         except ValueError as error:
             raise InputError(f"workload {self.name}: {error}") from None
 
@@ -108,26 +106,38 @@ def _storm(
     shared: int,
     target: str,
     seed: int,
+    granule: str,
 ) -> Scenario:
     """``storm`` with parameters that fit a command line."""
-    if leaf == "1G":
-        raise ValueError("leaf is 1G, and the modelled host has no pages of 1G: a shadow leaf is at most 2M")
-    if leaf not in LEAF_SIZES:
-        raise ValueError(f"leaf is {leaf!r}, expected one of {', '.join(LEAF_SIZES)}")
     rounds = Rounds(moves=moves, recycles=recycles, writes=writes, target=target, burst=burst)
     return storm(
         mmus=mmus,
         leaves=leaves,
-        leaf_sizes=LEAF_SIZES[leaf],
+        leaf_sizes=_leaf_sizes(leaf, granule),
         cluster=cluster,
         alias_rate=alias,
         notifiers=notifiers,
-        notifier_bytes=size,
+        notifier_bytes=size or None,
         refault=refault,
         seed=seed,
         shared=bool(shared),
         rounds=rounds,
+        granule=granule,
     )
+
+
+def _leaf_sizes(leaf: str, granule: str) -> Mapping[int, float]:
+    """Weights of the leaf sizes of a granule, by a name of ``LEAVES_OF``. Raises ValueError."""
+    sizes = Sizes.of(granule)
+    page, block = LEAVES_OF[granule]
+    known = {name: {sizes.page: 1.0} for name in ("page", page)}
+    known |= {name: {sizes.block: 1.0} for name in ("block", block)}
+    known |= {"mixed": sizes.shares()}
+    if leaf == "1G":
+        raise ValueError("leaf is 1G, and the modelled host has no pages of 1G: a shadow leaf is at most 2M")
+    if leaf not in known:
+        raise ValueError(f"leaf is {leaf!r}, expected one of {', '.join(known)}")
+    return known[leaf]
 
 
 _MMUS = Parameter("mmus", 2, "shadow MMUs, one L2 each")
@@ -146,11 +156,11 @@ _LIST: Final = (
         (
             Parameter("mmus", 4, "shadow MMUs, one L2 each"),
             Parameter("leaves", 100_000, "shadow leaves, over all MMUs"),
-            Parameter("leaf", "mixed", "leaf size: 4K, 2M, or mixed (2 of 100 are 2M)"),
+            Parameter("leaf", "mixed", "leaf size: page (4K), block (2M), or mixed (2 of 100 are blocks)"),
             _CLUSTER,
             Parameter("alias", 0.0, "chance that a run starts where another of its MMU starts"),
             Parameter("notifiers", 4, "notifiers"),
-            Parameter("size", PAGE, "bytes of a notifier"),
+            Parameter("size", 0, "bytes of a notifier; 0: a page of the host"),
             Parameter("burst", 1, "notifiers before the L2s run again"),
             Parameter("refault", 1.0, "fraction of the runs touched again"),
             Parameter("writes", 1.0, "share of these that are written; the others are read"),
@@ -182,7 +192,7 @@ _LIST: Final = (
     ),
     Workload(
         "ksm",
-        "ksmd merges pages, two notifiers of 4K each, and L2 writes some of them apart again",
+        "ksmd merges pages, two notifiers of a page each, and L2 writes some of them apart again",
         "Linux 7.3.4 by reading: write_protect_page, replace_page; seen as bursts of 4K notifiers in "
         "data/traces/l2-workload-ksm",
         (*_USUAL, Parameter("merged", 16, "pages merged before the L2s run"), _WRITES),
@@ -191,7 +201,7 @@ _LIST: Final = (
     Workload(
         "balloon",
         "balloons inflate, page by page, and deflate; some of the pages no L2 ever had",
-        "virtio-balloon of QEMU by description: MADV_DONTNEED of 4K each",
+        "virtio-balloon of QEMU by description: MADV_DONTNEED of a host page each",
         (
             *_USUAL,
             Parameter("share", 0.01, "share of the L2s' runs that the balloon takes"),
@@ -215,9 +225,9 @@ _LIST: Final = (
     ),
     Workload(
         "thp-collapse",
-        "khugepaged collapses base pages to huge ones, one notifier of 2M each",
+        "khugepaged collapses base pages to huge ones, one notifier of a block (2M) each",
         "Linux 7.3.4 by reading: collapse_huge_page; seen in data/traces/l2-boot-khugepaged",
-        (*_USUAL, Parameter("blocks", 1, "pieces of 2M collapsed before the L2s run")),
+        (*_USUAL, Parameter("blocks", 1, "blocks (of 2M) collapsed before the L2s run")),
         thp_collapse,
     ),
 )

@@ -143,14 +143,13 @@ def workload_jobs(options: CompareOptions) -> Iterator[Job]:
         raise InputError("read workloads beside other runs, expected one kind")
     if options.leaves is not None or options.notifiers is not None:
         raise InputError("read leaves or notifiers beside a workload, expected NAME:leaves=...,notifiers=...")
-    if options.granule not in (None, DEFAULT_GRANULE):
-        raise InputError(f"read granule {options.granule} beside a workload, expected {DEFAULT_GRANULE}")
+    granule = options.granule or DEFAULT_GRANULE
     bits = _checked_bits(options.ipa_limit_bits) or DEFAULT_IPA_BITS
     seed = DEFAULT_SEED if options.seed is None else options.seed
     for text in options.workloads:
         workload, values = read_workload(text)
-        machine = machine_of(options, bits, DEFAULT_GRANULE, STORM_FRAMES)
-        scenario = replace(workload.scenario(values, seed), name=text)
+        machine = machine_of(options, bits, granule, STORM_FRAMES)
+        scenario = replace(workload.scenario(values, seed, granule), name=text)
         yield Job(scenario, "storm", machine, options.judge or "notifiers")
 
 

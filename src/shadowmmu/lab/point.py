@@ -23,6 +23,7 @@ from shadowmmu.events.schema import Scenario
 from shadowmmu.events.workloads import Parameter, Value, named_workload
 from shadowmmu.lab.costs import PRICES, work_of
 from shadowmmu.lab.measure import counters_of, named, run_judged, verdict_of
+from shadowmmu.machine.granule import DEFAULT_GRANULE, GRANULES, page_bytes
 from shadowmmu.pgtable.context import M_LEAVES
 
 Row: TypeAlias = dict[str, Any]
@@ -43,14 +44,15 @@ CODE_ROOMS: Final = (
 
 MACHINE_AXES: Final = (
     Parameter("ipa_bits", 48, "IPA limit of the host, 40 to 52"),
-    Parameter("granule", "4K", "page size of the host"),
+    Parameter("granule", DEFAULT_GRANULE, "page size of the host, and of L1's tables: 4K, 16K or 64K"),
     Parameter("tlbirange", 1, "0: no FEAT_TLBIRANGE"),
     Parameter("fwb", 1, "0: no FEAT_S2FWB"),
+    Parameter("precise_updates", 0, "1: L0 ages and write-protects through the design's record"),
     Parameter("seed", 1, "seed of the workload"),
 )
-GRANULES: Final = ("4K",)
 IPA_BITS: Final = range(40, 53)
 FRAMES: Final = 8192
+"""Table frames to start with, of 4K; as many bytes whatever the granule."""
 PARAMETER: Final = "p_"
 """What columns of the workload's own parameters begin with: some are called as counters are."""
 WORK: Final = "work_"
@@ -93,25 +95,29 @@ def code_version() -> str:
 
 def machine_of(axes: Mapping[str, Value]) -> Machine:
     """The machine of a point. Raises InputError for one that cannot be modelled."""
-    if axes["granule"] not in GRANULES:
-        raise InputError(
-            f"read granule {axes['granule']}, and the modelled host has {', '.join(GRANULES)} only"
-        )
+    granule = str(axes["granule"])
+    if granule not in GRANULES:
+        raise InputError(f"read granule {granule}, expected one of {', '.join(GRANULES)}")
+    for name in ("tlbirange", "fwb", "precise_updates"):
+        if axes[name] not in (0, 1):
+            raise InputError(f"read {name} {axes[name]}, expected 0 or 1")
     bits = int(axes["ipa_bits"])
     if bits not in IPA_BITS:
         raise InputError(f"read {bits} IPA bits, expected {IPA_BITS[0]} to {IPA_BITS[-1]}")
     return Machine(
         ipa_limit_bits=bits,
+        granule=granule,
         tlbirange=bool(axes["tlbirange"]),
         fwb=bool(axes["fwb"]),
-        frames=FRAMES,
+        precise_updates=bool(axes["precise_updates"]),
+        frames=FRAMES * page_bytes(DEFAULT_GRANULE) // page_bytes(granule),
     )
 
 
 @lru_cache(maxsize=1)
-def _scenario(workload: str, values: tuple[tuple[str, Value], ...], seed: int) -> Scenario:
+def _scenario(workload: str, values: tuple[tuple[str, Value], ...], seed: int, granule: str) -> Scenario:
     """The events; kept, because the designs of a point follow each other."""
-    return named_workload(workload).scenario(dict(values), seed)
+    return named_workload(workload).scenario(dict(values), seed, granule)
 
 
 def run_point(point: Point) -> Row:
@@ -120,7 +126,7 @@ def run_point(point: Point) -> Row:
     machine = machine_of(axes)
     if point.design not in CATALOGUE:
         raise InputError(f"read design '{point.design}', expected one of {', '.join(CATALOGUE)}")
-    scenario = _scenario(point.workload, point.values, int(axes["seed"]))
+    scenario = _scenario(point.workload, point.values, int(axes["seed"]), machine.granule)
     measured = run_judged(scenario, point.design, machine, point.judge)
     verdict = verdict_of(measured)
     state = measured.executor.state
@@ -143,6 +149,6 @@ def run_point(point: Point) -> Row:
         "leaves_at_end": int(state.mmus[1:, M_LEAVES].sum()),
         **counters,
         **{WORK + name: work[name] for name in PRICES},
-        "measured_ns": float(measured.nanoseconds),
-        "measured_notifiers_ns": float(wall),
+        "measured_ns": float(measured.nanoseconds) or None,
+        "measured_notifiers_ns": float(wall) or None,
     }

@@ -7,6 +7,8 @@ that the machine or the workload refuses, or that does not fit memory, is told a
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -90,7 +92,7 @@ def in_processes(points: Sequence[Point], jobs: int) -> Iterator[Result]:
     """Results as they come, from processes of this machine. Raises UndeterminedError if one dies."""
     context = multiprocessing.get_context("spawn")
     waiting = iter(points)
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=end_with_parent)
     running: set[Future[Result]] = set()
     try:
         while True:
@@ -108,6 +110,18 @@ def in_processes(points: Sequence[Point], jobs: int) -> Iterator[Result]:
         raise UndeterminedError(told) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """End this process when the sweep that started it is killed: a pool's would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def on_cluster(points: Sequence[Point], scheduler: str) -> Iterator[Result]:

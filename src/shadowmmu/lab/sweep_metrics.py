@@ -12,9 +12,9 @@ from typing import Final
 from shadowmmu.errors import InputError
 from shadowmmu.lab.costs import PRICES, CostModel, load_cost_model
 from shadowmmu.lab.grid import TableSpec
-from shadowmmu.lab.point import PARAMETER, WORK, Row
+from shadowmmu.lab.point import MACHINE_AXES, PARAMETER, WORK, Row
 
-AXES: Final = ("workload", "design", "ipa_bits", "granule", "tlbirange", "fwb", "seed")
+AXES: Final = ("workload", "design", *(axis.name for axis in MACHINE_AXES))
 """Columns that are asked for, apart from the workload's parameters."""
 
 
@@ -30,7 +30,7 @@ class Quantity:
 
 
 def _per(count: str, by: str) -> Callable[[Row], float | None]:
-    return lambda row: row[count] / row[by] if row.get(by) else None
+    return lambda row: row[count] / row[by] if row.get(by) and row[count] is not None else None
 
 
 def _modelled(row: Row, costs: CostModel) -> float:
@@ -109,6 +109,19 @@ _LIST: Final = (
         "count",
         lambda r: r["leaves_relaxed"],
     ),
+    Quantity(
+        "lock_held",
+        "work units under mmu_lock held for write, over the whole run",
+        "count",
+        lambda r: r["lock_held"],
+    ),
+    Quantity(
+        "lock_longest",
+        "work units of the longest hold of mmu_lock for write",
+        "count",
+        lambda r: r["lock_longest"],
+    ),
+    Quantity("tlbis", "TLB invalidations issued by L0, over the whole run", "count", lambda r: r["tlbis"]),
     Quantity("notifiers", "notifier calls", "count", lambda r: r["notifiers"]),
     Quantity("record_bytes", "bytes of record, at the most", "bytes", lambda r: r["reverse_map_bytes"]),
     Quantity(

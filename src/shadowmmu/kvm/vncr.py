@@ -5,7 +5,7 @@ accesses of a page of L1, which L0 puts into a slot of its own address space (th
 from L1's EL2 stage 1 and the canonical IPA: no shadow leaf stands for it, so no reverse map finds it.
 Mirrors Linux 7.3.4 ``nested.c``: ``struct vncr_tlb``, ``kvm_map_l1_vncr``, ``unmap_l1_vncr``,
 ``invalidate_vncr``, ``vncr_tlb_intersects``, ``kvm_invalidate_vncr_ipa``, ``invalidate_vncr_va``,
-``compute_s1_tlbi_range``. By reading: the rig's L1 does not nest a third level.
+``compute_s1_tlbi_range``. As seen on the rig with L1's stage 1 off and one vCPU; the rest by reading.
 """
 
 from __future__ import annotations

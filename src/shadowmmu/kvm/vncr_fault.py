@@ -1,7 +1,7 @@
 """An abort on the page that L1's VNCR_EL2 names: fill the pseudo-TLB, or tell L1 what is wrong.
 
 Mirrors Linux 7.3.4 ``kvm_handle_vncr_abort``, ``kvm_translate_vncr`` and ``handle_vncr_perm``
-(``nested.c``), in the kernel's order. By reading.
+(``nested.c``), in the kernel's order. FAR_EL2 is not written, as seen on the rig (``vncr/nowhere``).
 """
 
 from __future__ import annotations

@@ -333,8 +333,8 @@ def _logged(
 def kernel_vncr(answer: Answer) -> list[Row]:
     """The page of VNCR_EL2: fills of its entry, what goes into the fixmap and out, aborts that L1 gets.
 
-    A fill is read when its abort is over, so one that ends in a fault for L1 stands before that fault. A
-    frame is compared by whether it is the one of the last fill.
+    A fill is read when its abort is over, so one that ends in a fault for L1 stands before that fault.
+    A frame is compared by whether it is the one of the last fill.
     """
     rows: list[Row] = []
     mark, frame, slots, injected = "", -1, set(), 0
@@ -348,10 +348,9 @@ def kernel_vncr(answer: Answer) -> list[Row]:
             rows.append(Row(("vncr_fault", fields["esr_el2"]), mark))
         elif event.name == "vncr_tlb" and fields["valid"]:
             frame = fields["hpa"]
-            at = next(
-                (at for at in range(injected, len(rows)) if rows[at].words[0] == "vncr_fault"), len(rows)
-            )
-            rows.insert(at, Row(("vncr_fill", fields["gva"], fields["ipa"], fields["writable"]), mark))
+            faults = (at for at in range(injected, len(rows)) if rows[at].words[0] == "vncr_fault")
+            filled = ("vncr_fill", fields["gva"], fields["ipa"], fields["writable"])
+            rows.insert(next(faults, len(rows)), Row(filled, mark))
         elif event.name == "fixmap" and fields["phys"] == frame:
             slots.add(fields["idx"])
             rows.append(Row(("vncr_map", int(fields["prot"] & READ_ONLY == 0)), mark))

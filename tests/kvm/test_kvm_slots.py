@@ -117,6 +117,14 @@ def test_a_read_only_slot_that_logs_keeps_its_blocks() -> None:
     assert vm.sizes() == {NESTED: (2 * M, 2)}
 
 
+def test_getlog_of_a_clean_slot_flushes_nothing() -> None:
+    vm = Vm(f"{BASE}{MAPPED}log 1\ngetlog\nmark clean\ngetlog").to("clean")
+    before = vm.leaves(1), vm.count(TLBI_RANGE)
+    vm.end()
+    assert (vm.leaves(1), vm.count(TLBI_RANGE)) == before
+    assert not len(vm.executor.dirty_logs[1].pages)
+
+
 # KVM_CLEAR_DIRTY_LOG
 
 MANUAL = f"manual\n{BASE}{MAPPED}log 1\ntouch w {NESTED:#x} 4096 8\ntouch w {NESTED + WORD:#x} 4096 2\n"

@@ -92,11 +92,9 @@ def bitmap_words(s: State, slot: int) -> int:
 
 @inline
 def word_mask(word: int, first: int, end: int) -> Word:
-    """Bits of the slot's pages [first, end) that stand in ``word`` of its bitmap."""
+    """Bits of the slot's pages [first, end) in ``word`` of its bitmap; there is one at least."""
     low = first - word * BITS
     high = end - word * BITS
-    if high <= 0 or low >= BITS:
-        return ZERO
     mask = ALL_ONES
     if low > 0:
         mask &= ALL_ONES << U64(low)

@@ -29,8 +29,8 @@ def test_which_runs_ship() -> None:
     vcpus = [name for name in names if name.startswith("vcpus/")]
     live = [name for name in names if name.startswith("live/")]
     memory = [name for name in names if name.startswith("mm/")]
-    assert (len(bundled_runs()), len(live), len(memory)) == (41, 15, 5)
-    assert len(names) == len(RUNS) == 73
+    assert (len(bundled_runs()), len(live), len(memory)) == (41, 15, 6)
+    assert len(names) == len(RUNS) == 74
     assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) - set(memory) == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }

@@ -119,3 +119,25 @@ def test_numa_hints_leave_hugetlb_and_begin_at_the_first_populated_gigabyte() ->
     wide = Host(machine(2 * giga))
     wide.write(giga + HUGE, PAGE)
     assert wide.run(plan_numa_hints, 0, U64(2 * giga)) == both(giga, 2 * giga)
+
+
+def test_migration_splits_a_huge_page_of_which_some_was_unmapped() -> None:
+    """As seen on the rig: the split's notifier, each page that holds something, the first page last."""
+    host = Host(machine(3 * HUGE, "thp"))
+    for block in (0, HUGE):
+        host.write(block, HUGE)
+        for page in (0, 2, *range(40, 60)):
+            host.store(block + page * PAGE, 100 + page)
+        host.dontneed(block + PAGE, PAGE)
+    pages = [2, *range(40, 60), 0]
+    before = host.at(2 * PAGE).pa
+    one = both(0, HUGE) + [row for page in pages for row in both(page * PAGE, (page + 1) * PAGE)]
+    assert whole_migration(host, 3 * PAGE, 8 * PAGE) == one
+    assert host.at(2 * PAGE).pa != before
+    assert (host.read(0), host.read(59 * PAGE), host.read(3 * PAGE)) == (100, 159, 0)
+    other = [(kind, HUGE + start, HUGE + end) for kind, start, end in one]
+    host.write(2 * HUGE, PAGE)
+    assert whole_migration(host, HUGE, 2 * HUGE) == other + both(2 * HUGE, 3 * HUGE)
+    # Of zeros alone nothing is left to move.
+    host.dontneed(2 * HUGE, PAGE)
+    assert whole_migration(host, 2 * HUGE, HUGE) == both(2 * HUGE, 3 * HUGE)

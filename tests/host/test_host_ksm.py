@@ -216,3 +216,25 @@ def test_contents_compare_by_what_they_hold() -> None:
     drop_content(state, pa[0])
     assert holds_zeros(state, pa[0])
     assert host.read(2 * PAGE) == 5
+
+
+def one_of_each(small: int, large: int, value: int) -> Host:
+    """Two mergeable pages that hold ``value``: one alone in its folio, one in a huge page of zeros."""
+    host = Host(keeping(machine(2 * HUGE, "thp")))
+    host.advise(small // 512 * HUGE, HUGE, MADV_NOHUGEPAGE)
+    fill(host, small, value)
+    fill(host, large, value)
+    host.advise(small * PAGE, PAGE, MADV_MERGEABLE)
+    host.advise(large * PAGE, PAGE, MADV_MERGEABLE)
+    return host
+
+
+def test_a_small_page_meets_one_of_a_huge_page() -> None:
+    """The huge page is split when its page's turn comes, with a notifier for each of its VMAs."""
+    host = one_of_each(512, 0, 7)
+    assert ksm(host) == [(512, 513), (0, 1), (1, 512), (0, 1), (0, 1)]
+    assert host.at(0).pa == host.at(HUGE).pa
+    host = one_of_each(0, 512, 0)
+    assert ksm(host) == [(512, 513), (513, 1024), (512, 513)]
+    assert host.at(0).writable
+    assert not host.at(HUGE).writable

@@ -12,7 +12,7 @@ from shadowmmu.arch.fault import NONE, WRITE
 from shadowmmu.arch.regime import output_address
 from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import U64, Word, kernel
-from shadowmmu.events.schema import KSM, PAGEOUT, Scenario
+from shadowmmu.events.schema import KSM, MIGRATE, PAGEOUT, Scenario
 from shadowmmu.host.layout import R_CONTENTS, ZERO
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.pool import hw_mmu
@@ -29,7 +29,7 @@ UPPER: Final = U64(0xFFFF_FFFF_0000_0000)
 
 def contents_matter(scenario: Scenario) -> bool:
     """Whether an event of the scenario does what depends on the contents of memory."""
-    return bool(set(scenario.events["kind"].tolist()) & {KSM, PAGEOUT})
+    return bool(set(scenario.events["kind"].tolist()) & {KSM, MIGRATE, PAGEOUT})
 
 
 @kernel

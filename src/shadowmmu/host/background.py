@@ -7,16 +7,19 @@ huge page, one a VMA for a huge page whose leaf was split; one a collapsed 2M.
 
 from __future__ import annotations
 
-from shadowmmu.compiled import Word, kernel
+from typing import Final
+
+from shadowmmu.compiled import U64, Word, kernel
 from shadowmmu.host.advise import first_populated, may_collapse, plan_collapse_blocks
 from shadowmmu.host.cutting import put_folio, range_end
 from shadowmmu.host.folio import sharers
-from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
+from shadowmmu.host.geometry import huge_mask, huge_size, page_shift, page_size, pages_per_huge
 from shadowmmu.host.layout import (
     E_ADDRESS,
     E_FOLIO,
     E_HUGE,
     E_KSM,
+    E_LEAVING,
     E_ZERO,
     EINVAL,
     NO_ROWS,
@@ -32,10 +35,52 @@ from shadowmmu.host.layout import (
     VM_HUGETLB,
     ZERO,
 )
-from shadowmmu.host.steps import MOVE, put, put_end, put_start
-from shadowmmu.host.tables import block_index, entry_at, in_region
+from shadowmmu.host.steps import MOVE, SPLIT_TO_MOVE, put, put_end, put_start
+from shadowmmu.host.tables import block_index, entry_at, in_region, page_index
 from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.machine.state import State
+
+MOVES_PER_PLAN: Final = 16
+"""Pages of a split folio that move in one plan: their notifiers fit the log of one step."""
+
+
+@kernel
+def partly_mapped(s: State, block: Word) -> bool:
+    """Whether a page of the split huge page in ``block`` was unmapped (``folio_test_partially_mapped``)."""
+    first = block_index(s, block) * pages_per_huge(s)
+    page = first
+    while page < first + pages_per_huge(s) and s.hpte[page] & E_FOLIO != ZERO:
+        page += 1
+    return bool(page < first + pages_per_huge(s))
+
+
+@kernel
+def pages_leaving(s: State, block: Word) -> int:
+    """Pages in ``block`` of a folio that was split in order to move and that have not moved yet."""
+    found = 0
+    first = block_index(s, block) * pages_per_huge(s)
+    for page in range(first, first + pages_per_huge(s)):
+        if s.hpte[page] & E_LEAVING != ZERO:
+            found += 1
+    return found
+
+
+@kernel
+def plan_leaving(s: State, block: Word) -> int:
+    """Plan moving the next pages of a folio that was split for it, ``MOVES_PER_PLAN`` at most.
+
+    The first page comes last. Mirrors ``migrate_pages_batch`` of ``split_folios`` (seen on the rig).
+    """
+    rows = NO_ROWS
+    turn = 1
+    while turn <= pages_per_huge(s) and rows < 3 * MOVES_PER_PLAN:
+        page = block + (U64(turn % pages_per_huge(s)) << page_shift(s))
+        if s.hpte[page_index(s, page)] & E_LEAVING != ZERO:
+            rows = put_start(s, rows, page, page + page_size(s))
+            rows = put(s, rows, MOVE, page, ZERO, ZERO)
+            rows = put_end(s, rows, page, page + page_size(s))
+        turn += 1
+    return rows
 
 
 @kernel
@@ -43,9 +88,9 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
     """Plan move_pages of [hva, hva + size), the next folio of it: the number of rows.
 
     Zero pages, pages shared by KSM, and hugetlb stay (the rig has no spare hugetlb page to move one to). A
-    huge page in part in the range moves whole, and the plan goes on behind it. ``-EINVAL`` off the page grid.
-    Mirrors ``try_to_migrate_one``. Of a split huge page of which some was unmapped already, Linux may split
-    the folio first: read, left out.
+    huge page in part in the range moves whole, and the plan goes on behind it; one of which some was unmapped
+    is split first, and then each of its pages moves, but for those of zeros. ``-EINVAL`` off the page grid.
+    Mirrors ``try_to_migrate_one``.
     """
     s.regs[R_RESUME] = ZERO
     end = range_end(s, hva, size)
@@ -59,11 +104,22 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
         following = here + page_size(s)
         if word & (E_HUGE | E_FOLIO) != ZERO:
             following = block + huge_size(s)
+        if here == hva and word & E_HUGE == ZERO:  # where the plan before may have split
+            leaving = pages_leaving(s, block)
+            if leaving > MOVES_PER_PLAN:
+                s.regs[R_RESUME] = here
+            elif leaving > 0 and block + huge_size(s) < end:
+                s.regs[R_RESUME] = block + huge_size(s)
+            if leaving > 0:
+                return plan_leaving(s, block)
         row = find_vma(s, NO_ROWS, count, here)
         stays = word & E_ZERO != ZERO or (word & E_KSM != ZERO and sharers(s, word & E_ADDRESS) > 1)
         if word != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
                 s.regs[R_RESUME] = following
+            if word & E_FOLIO != ZERO and partly_mapped(s, block):
+                s.regs[R_RESUME] = here  # then its pages
+                return put_folio(s, NO_ROWS, here, SPLIT_TO_MOVE)
             if word & E_FOLIO != ZERO:
                 return put_folio(s, NO_ROWS, here, MOVE)
             start = block if word & E_HUGE != ZERO else here

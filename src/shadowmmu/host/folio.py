@@ -13,6 +13,7 @@ from shadowmmu.host.layout import (
     E_FOLIO,
     E_HUGE,
     E_KSM,
+    E_LEAVING,
     E_PRESENT,
     E_READ,
     E_ZERO,
@@ -88,8 +89,11 @@ def in_large_folio(s: State, hva: Word) -> bool:
 
 
 @kernel
-def split_folio(s: State, hva: Word) -> None:
-    """Split the huge page around ``hva``; its pages of zeros go, and the zero page is mapped instead."""
+def split_folio(s: State, hva: Word, leaving: bool) -> None:
+    """Split the huge page around ``hva``; its pages of zeros go, and the zero page is mapped instead.
+
+    ``leaving``: the others are to move next.
+    """
     split_huge(s, hva)
     first = block_index(s, hva) * pages_per_huge(s)
     for page in range(first, first + pages_per_huge(s)):
@@ -101,4 +105,4 @@ def split_folio(s: State, hva: Word) -> None:
             drop_content(s, pa)
             s.hpte[page] = s.regs[R_ZERO_PAGE] | E_ZERO | E_PRESENT | (word & E_READ)
         else:
-            s.hpte[page] = word & ~E_FOLIO
+            s.hpte[page] = (word & ~E_FOLIO) | (E_LEAVING if leaving else ZERO)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.geometry import page_shift, page_size, pages_per_huge
-from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, E_KSM, E_WRITE, ZERO
+from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, E_KSM, E_LEAVING, E_WRITE, ZERO
 from shadowmmu.host.tables import block_index, fresh_huge, fresh_page, page_index
 from shadowmmu.machine.frames import data_frame, drop_content
 from shadowmmu.machine.state import State
@@ -42,14 +42,13 @@ def move_huge(s: State, block: int) -> None:
 
 @kernel
 def move_split(s: State, block: int) -> None:
-    """New frames, side by side, for what is still mapped of the split huge page in ``block``."""
+    """New frames, side by side, for the huge page in ``block`` whose leaf was split; all of it is mapped."""
     base = fresh_huge(s)
     for page in range(pages_per_huge(s)):
         word = s.hpte[block * pages_per_huge(s) + page]
-        if word & E_FOLIO != ZERO:
-            target = base + (U64(page) << page_shift(s))
-            move_content(s, word & E_ADDRESS, target)
-            s.hpte[block * pages_per_huge(s) + page] = readdressed(word, target)
+        target = base + (U64(page) << page_shift(s))
+        move_content(s, word & E_ADDRESS, target)
+        s.hpte[block * pages_per_huge(s) + page] = readdressed(word, target)
 
 
 @kernel
@@ -66,7 +65,7 @@ def move(s: State, hva: Word) -> None:
         return
     target = fresh_page(s)
     move_content(s, word & E_ADDRESS, target)
-    s.hpte[page] = readdressed(word, target)
+    s.hpte[page] = readdressed(word, target) & ~E_LEAVING
 
 
 @kernel

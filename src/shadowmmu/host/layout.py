@@ -62,6 +62,7 @@ E_PRESENT: Final = U64(1 << 5)  # always set in a mapped entry
 E_FOLIO: Final = U64(1 << 6)  # hpte only: a page of a 2M folio whose leaf was split
 E_KSM: Final = U64(1 << 7)  # hpte only: a page that KSM merged; its frame may be mapped at several addresses
 E_HUGETLB: Final = U64(1 << 10)  # each entry of a hugetlb page
+E_LEAVING: Final = U64(1 << 8)  # hpte only: its huge page was split in order to move; it moves next
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)

@@ -54,6 +54,7 @@ SPLIT_FOLIO: Final = U64(17)
 MERGE: Final = U64(18)
 FILL_HUGETLB: Final = U64(24)
 WRITE_HUGETLB: Final = U64(25)
+SPLIT_TO_MOVE: Final = U64(19)
 
 OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     NOTIFY_START: ("notify_start", ("start", "end", "blockable"), "mmu_notifier_invalidate_range_start"),
@@ -78,6 +79,7 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
         ("hva",),
         "a huge page becomes pages of their own, zeros the zero page",
     ),
+    SPLIT_TO_MOVE: ("split_to_move", ("hva",), "the same, and its pages move next"),
     MERGE: ("merge", ("hva", "into"), "a page is write-protected, and maps the frame of the page at into"),
     SET_IDLE: ("set_idle", ("hva", "idle"), "the page idle flag is set or cleared"),
 }
@@ -142,8 +144,8 @@ def apply_step(s: State, row: int) -> None:
         collapse(s, a, b)
     elif op == MOVE:
         move(s, a)
-    elif op == SPLIT_FOLIO:
-        split_folio(s, a)
+    elif op == SPLIT_FOLIO or op == SPLIT_TO_MOVE:
+        split_folio(s, a, bool(op == SPLIT_TO_MOVE))
     elif op == MERGE:
         merge(s, a, b)
     elif op == SET_IDLE:

@@ -2,7 +2,7 @@
 
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
-(``docs/conformance.md``): reading idle pages, and MADV_PAGEOUT of huge pages.
+(``docs/conformance.md``): reading idle pages, and khugepaged once pages were marked idle.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Generator:
     backing: str = "base"
     stage2: bool = True
     logging: bool = False
+    aged: bool = False
     steps: int = 0
 
     @property
@@ -294,11 +295,23 @@ class Generator:
             self.add(f"munmap {where}", f"mmap {where}")
             if self.rng.random() < 0.5 and self.backing == "thp":
                 self.add(f"hugepage {where}")
-        elif call in ("collapse", "pageout"):
-            block = self.block()
-            self.add(f"{call} {block:#x} 2M")
+        elif call == "collapse":
+            self.add(f"collapse {self.block():#x} 2M")
+        elif call == "ksm":
+            self.merge()
+        elif call == "khugepaged":
+            if not self.aged:
+                self.add("khugepaged")
         else:
             self.add(f"{call} {where}")
+
+    def merge(self) -> None:
+        """The VMM makes memory mergeable, in which pages are equal, and ksmd goes over it."""
+        start, size = self.host_range()
+        where = f"{start:#x} {min(size, 16 * PAGE):#x}"
+        if self.rng.random() < 0.5:
+            self.add(f"mprotect {where} rw", f"ret {where}")
+        self.add(f"mergeable {where}", "ksm")
 
     def code_page_gone(self) -> None:
         """The host drops pages of instructions and the VMM writes them again."""
@@ -322,6 +335,7 @@ class Generator:
 
     def age(self) -> None:
         """The host marks pages idle."""
+        self.aged = True
         self.add(*DRAIN, f"idle {self.page():#x} {self.rng.choice((1, 4, 16))}")
 
     # --- the whole
@@ -377,10 +391,15 @@ HOST_CALLS: Final = {
         "munmap",
         "mergeable",
         "pageout",
+        "migrate",
+        "migrate",
+        "ksm",
+        "ksm",
     ),
     "thp": (
         *("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "write", "munmap"),
         *("hugepage", "nohugepage", "collapse", "collapse", "mergeable"),
+        *("migrate", "migrate", "ksm", "ksm", "khugepaged", "pageout", "pageout"),
     ),
     "huge": ("dontneed", "dontneed", "mprotect", "write", "munmap"),
 }

@@ -31,8 +31,9 @@ from bare_machine import DATA, PAGE_SHIFT, PROT, bare_machine
 
 from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, VALID, XN
 from shadowmmu.compiled import I64, U64, Counts, Word, Words, kernel
-from shadowmmu.designs import reverse_nodes, reverse_table
-from shadowmmu.designs.reverse_table import SIDE_PAGE, reverse_record, reverse_unlink, reverse_unmap
+from shadowmmu.designs import reverse_entries, reverse_nodes
+from shadowmmu.designs.reverse_entries import SIDE_PAGE
+from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine import counters, frames
 from shadowmmu.machine import state as machine_state
 from shadowmmu.machine.state import State
@@ -136,7 +137,7 @@ class CMachine(ctypes.Structure):
 def build_c(state: State) -> Callable[[State, Words, Counts], None]:
     """Compile ``replay.c`` with the product's layout."""
     values: dict[str, Any] = {}
-    for module in (counters, frames, machine_state, context, reverse_nodes, reverse_table):
+    for module in (counters, frames, machine_state, context, reverse_nodes, reverse_entries):
         values |= {name: value for name, value in vars(module).items() if name.isupper()}
     names = LAYOUT.split()
     values["PARENT"] = frames.PARENT

@@ -37,8 +37,9 @@ from shadowmmu.designs.containers.maple import (
     maple_store,
 )
 from shadowmmu.designs.containers.pool import pool_reset
-from shadowmmu.designs.reverse_nodes import RT_BYTES, RT_ENTRIES
-from shadowmmu.designs.reverse_table import M_BROKEN, reverse_forget_mmu
+from shadowmmu.designs.reverse_entries import M_BROKEN
+from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_BYTES, RT_ENTRIES
+from shadowmmu.designs.reverse_table import reverse_forget_mmu
 from shadowmmu.machine.counters import COUNTERS
 from shadowmmu.machine.state import State
 
@@ -124,7 +125,7 @@ def measure_reverse(keys: Keys) -> Figures:
     found["bytes"] = int(state.rmap[RT_BYTES]) / leaves
     found["bytes with side"] = found["bytes"] + 8
     reverse_forget_mmu(state, 1)
-    state.mmus[1, M_BROKEN] = 0
+    state.mmus[1, M_BROKEN] = state.rmap[RT_BROKEN] = 0
     entries = int(state.rmap[RT_ENTRIES])
     for name, starts, pages in steps:
         found[f"erase_{name}"], _ = timed(lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts))

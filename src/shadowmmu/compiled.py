@@ -1,7 +1,8 @@
-"""How kernels are compiled: two decorators, one cache, one interpreted mode.
+"""How kernels are compiled: three decorators, one cache, one interpreted mode.
 
 A *kernel* is a plain function over arrays and scalars. ``kernel`` marks entry points and every
-routine called as a function; ``inline`` marks building blocks that are folded into their callers.
+routine called as a function; ``inline`` marks building blocks that are folded into their callers;
+``apart`` marks what a frequent path seldom needs, so that it stays a call and costs that path nothing.
 With ``NUMBA_DISABLE_JIT=1`` both return the function unchanged, so the same source runs interpreted
 on the same arrays: there is no second implementation to test the first against.
 
@@ -130,6 +131,7 @@ if INTERPRETED:
         return function
 
     inline = kernel
+    apart = kernel
 
     def kept_copy(path: Path, text: str) -> Path:
         """Interpreted, a file is read where it stands."""
@@ -163,6 +165,7 @@ else:
     _unliteral: Any = numba.types.unliteral
 
     _ROUTINES: set[Any] = set()
+    _APART: set[Any] = set()
 
     def _keep_routines_private(optimize: Callable[[Any], None]) -> Callable[[Any], None]:
         """Before a module is optimised, hide the routines linked into it.
@@ -178,7 +181,10 @@ else:
                         # The linker leaves out what no call reaches.
                         with contextlib.suppress(NameError):
                             if not routine.is_declaration:
-                                self._final_module.get_function(routine.name).linkage = "internal"
+                                linked = self._final_module.get_function(routine.name)
+                                linked.linkage = "internal"
+                                if library in _APART:
+                                    linked.add_function_attribute("noinline")
             optimize(self)
 
         return optimize_final_module
@@ -186,7 +192,7 @@ else:
     _library: Any = CPUCodeLibrary
     _library._optimize_final_module = _keep_routines_private(_library._optimize_final_module)
 
-    def _compile(function: Function, **extra: Any) -> Function:
+    def _compile(function: Function, stays_apart: bool = False, **extra: Any) -> Function:
         # The locator reads CACHE_DIR while decorating; restoring it leaves other users of Numba alone.
         before = _settings.CACHE_DIR
         _settings.CACHE_DIR = str(_FOLDER)
@@ -194,10 +200,11 @@ else:
             outer = numba.njit(**_OPTIONS, **extra)(function)
         finally:
             _settings.CACHE_DIR = before
-        _serve_callers(outer, numba.njit(**{**_OPTIONS, "cache": False}, **extra)(function))
+        inner = numba.njit(**{**_OPTIONS, "cache": False}, **extra)(function)
+        _serve_callers(outer, inner, stays_apart, bool(extra))
         return outer  # type: ignore[no-any-return]
 
-    def _serve_callers(outer: Any, inner: Any) -> None:
+    def _serve_callers(outer: Any, inner: Any, stays_apart: bool, folds: bool) -> None:
         """Let kernels that call ``outer`` take their code from ``inner``, made for being linked in.
 
         Numba would optimise, translate and cache every routine on its own, and all that it calls again
@@ -211,6 +218,7 @@ else:
         def no_machine_code(flags: Any) -> Any:
             flags = customize(flags)
             flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+            flags.forceinline = folds  # not that of the caller, which is inherited otherwise
             return flags
 
         def lower_once(args: tuple[Any, ...]) -> None:
@@ -220,6 +228,8 @@ else:
             library = result.library
             library._finalized = True  # its callees are linked where it is, once, not into it
             _ROUTINES.add(library)
+            if stays_apart:
+                _APART.add(library)
             needed = dict.fromkeys([library, *library._linking_libraries])
             key = object()
             result.target_context.insert_user_function(key, result.fndesc, list(needed))
@@ -242,6 +252,14 @@ else:
     def inline(function: Function) -> Function:
         """Mark a building block: compiled and folded into each caller."""
         return _compile(function, forceinline=True)
+
+    def apart(function: Function) -> Function:
+        """Mark a routine off the frequent path: never folded in, so its callers stay short.
+
+        The processor looks ahead a few hundred instructions; the misses of two operations overlap only if
+        both fit, spilled registers included.
+        """
+        return _compile(function, stays_apart=True)
 
     def kept_copy(path: Path, text: str) -> Path:
         """A copy of a user's file beside the kernels, in a folder named by its content.

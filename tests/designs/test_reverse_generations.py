@@ -21,13 +21,8 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_footprint
-from shadowmmu.designs.reverse_table import (
-    GENERATION,
-    M_BROKEN,
-    M_GENERATION,
-    reverse_forget_mmu,
-    reverse_unmap,
-)
+from shadowmmu.designs.reverse_entries import GENERATION, M_BROKEN, M_GENERATION
+from shadowmmu.designs.reverse_table import reverse_forget_mmu, reverse_unmap
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES

@@ -26,8 +26,8 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
+from shadowmmu.designs.reverse_entries import M_BROKEN, side_word
 from shadowmmu.designs.reverse_leaves import DESCRIPTOR
-from shadowmmu.designs.reverse_table import M_BROKEN, side_word
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES

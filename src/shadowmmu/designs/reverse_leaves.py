@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from shadowmmu.arch.regime import Regime, level_shift
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
     NODE_HEADER,
@@ -96,7 +96,7 @@ def free_leaf(s: State, r: Regime, child: Word) -> None:
         give_node(s, child, node_words(r, LEAF_LEVEL), RT_FREE_LEAF)
 
 
-@kernel
+@apart
 def new_small_leaf(s: State, parent: Word, place: Word, size: Word) -> Word:
     """Hang an empty small leaf of ``1 << size`` words under ``place``; its child word."""
     node = take_node(s, ONE << size, small_list(size))
@@ -121,7 +121,7 @@ def put_item(s: State, child: Word, item: Word) -> None:
     s.rmap[node + USED] = used + ONE
 
 
-@kernel
+@apart
 def promote_leaf(s: State, r: Regime, place: Word, child: Word) -> Word:
     """Move a small leaf that has no room into one twice as large, or a full one; its child word."""
     node = leaf_node(child)
@@ -190,14 +190,18 @@ def find_item(s: State, child: Word, item: Word) -> Word:
     return at if at < end else ZERO
 
 
-@kernel
+@inline
 def drop_leaf(s: State, r: Regime, place: Word, canonical_ipa: Word) -> None:
     """Free the leaf at ``place`` if nothing is left in it, and what that leaves empty above."""
     child = s.rmap[place]
-    node = leaf_node(child)
-    if child == ZERO or s.rmap[node + USED] != ZERO:
-        return
-    parent = s.rmap[node + PARENT]
+    if child != ZERO and s.rmap[leaf_node(child) + USED] == ZERO:
+        free_empty_leaf(s, r, place, child, canonical_ipa)
+
+
+@apart
+def free_empty_leaf(s: State, r: Regime, place: Word, child: Word, canonical_ipa: Word) -> None:
+    """Free a leaf and what that leaves empty above."""
+    parent = s.rmap[leaf_node(child) + PARENT]
     free_leaf(s, r, child)
     s.rmap[place] = ZERO
     s.rmap[parent + USED] -= ONE
@@ -248,7 +252,7 @@ def word_names(s: State, named: Word, descriptor: Word) -> bool:
     return named == descriptor
 
 
-@kernel
+@apart
 def sort_small(s: State, child: Word) -> None:
     """Bring the items of a small leaf into the order of their pages, free places last.
 

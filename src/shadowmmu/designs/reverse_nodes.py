@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from shadowmmu.arch.regime import Regime, level_shift
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.machine.counters import NODES_ALLOCATED, NODES_FREED, NODES_VISITED
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import CANONICAL, M_IA_BITS, context_regime
@@ -34,6 +34,10 @@ RT_GENERATION: Final = 12
 """``reverse_table``: the last generation given to an MMU."""
 RT_STALE: Final = 13
 """``reverse_table``: entries of generations that are over."""
+RT_BROKEN: Final = 14
+"""``reverse_table``: shadow MMUs whose record is not complete."""
+RT_BLOCKS: Final = 15
+"""``reverse_table``: entries of leaves larger than a page."""
 RT_FREE_SMALL: Final = 16
 """``reverse_table``: free small leaves, one list a size."""
 RT_HEADER: Final = 24
@@ -85,7 +89,7 @@ def record_slot(s: State, r: Regime, node: Word, level: int, index: Word) -> Wor
     return slot
 
 
-@kernel
+@apart
 def take_node(s: State, words: Word, free_list: int) -> Word:
     """A zeroed run of ``words`` words from its free list or the bump pointer."""
     node = s.rmap[free_list]
@@ -137,7 +141,7 @@ def find_node(s: State, r: Regime, canonical_ipa: Word, level: int) -> Word:
     return node
 
 
-@kernel
+@inline
 def make_node(s: State, r: Regime, canonical_ipa: Word, level: int) -> Word:
     """``find_node``, adding what is missing on the way. The caller made sure of the words."""
     node = s.rmap[RT_ROOT]
@@ -148,17 +152,31 @@ def make_node(s: State, r: Regime, canonical_ipa: Word, level: int) -> Word:
         child = s.rmap[slot]
         at += 1
         if child == ZERO:
-            child = take_node(s, node_words(r, at), RT_FREE_LEAF if at == 3 else RT_FREE_NODE)
-            s.rmap[child + PARENT] = node
-            s.rmap[slot] = child
-            s.rmap[node + USED] += ONE
+            child = add_node(s, r, node, slot, at)
         node = child
     return node
 
 
-@kernel
+@apart
+def add_node(s: State, r: Regime, parent: Word, slot: Word, level: int) -> Word:
+    """Hang an empty ``level`` node under ``slot`` of ``parent``."""
+    node = take_node(s, node_words(r, level), RT_FREE_LEAF if level == 3 else RT_FREE_NODE)
+    s.rmap[node + PARENT] = parent
+    s.rmap[slot] = node
+    s.rmap[parent + USED] += ONE
+    return node
+
+
+@inline
 def drop_empty_nodes(s: State, r: Regime, node: Word, level: int, canonical_ipa: Word) -> None:
     """Free ``node`` if nothing is left in it, and so on upwards to the root."""
+    if s.rmap[node + USED] == ZERO and level > r.start_level:
+        free_empty_nodes(s, r, node, level, canonical_ipa)
+
+
+@apart
+def free_empty_nodes(s: State, r: Regime, node: Word, level: int, canonical_ipa: Word) -> None:
+    """Free ``node`` and what that leaves empty above."""
     while level > r.start_level and s.rmap[node + USED] == ZERO:
         parent = s.rmap[node + PARENT]
         give_node(s, node, node_words(r, level), RT_FREE_LEAF if level == 3 else RT_FREE_NODE)
@@ -189,7 +207,7 @@ def chain_pop(s: State, named: Word) -> tuple[Word, Word]:
     return descriptor, following
 
 
-@kernel
+@inline
 def link_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
     """Add ``descriptor`` to what ``slot`` names; a second one makes a chain. O(1)."""
     s.rmap[RT_ENTRIES] += ONE
@@ -197,17 +215,36 @@ def link_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
     if named == ZERO:
         s.rmap[slot] = descriptor
         s.rmap[node + USED] += ONE
-        return
+    else:
+        link_alias(s, slot, named, descriptor)
+
+
+@apart
+def link_alias(s: State, slot: Word, named: Word, descriptor: Word) -> None:
+    """Put ``descriptor`` in front of what ``slot`` names."""
     if named & CHAIN == ZERO:
         named = chain_node(s, named, ZERO)
     s.rmap[slot] = chain_node(s, descriptor, named)
 
 
-@kernel
+@inline
 def unlink_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
     """Take ``descriptor`` off what ``slot`` names. O(aliases). Does nothing if it is not there."""
-    before = ZERO
     named = s.rmap[slot]
+    if named & CHAIN != ZERO:
+        unlink_alias(s, slot, named, descriptor)
+        if s.rmap[slot] == ZERO:
+            s.rmap[node + USED] -= ONE
+    elif named == descriptor:
+        s.rmap[slot] = ZERO
+        s.rmap[RT_ENTRIES] -= ONE
+        s.rmap[node + USED] -= ONE
+
+
+@apart
+def unlink_alias(s: State, slot: Word, named: Word, descriptor: Word) -> None:
+    """Take ``descriptor`` off the chain ``named``."""
+    before = ZERO
     while named & CHAIN != ZERO and s.rmap[named & ~CHAIN] != descriptor:
         s.count[NODES_VISITED] += 1
         before = named & ~CHAIN
@@ -222,8 +259,6 @@ def unlink_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> Non
     else:
         s.rmap[before + ONE] = following
     s.rmap[RT_ENTRIES] -= ONE
-    if s.rmap[slot] == ZERO:
-        s.rmap[node + USED] -= ONE
 
 
 class Slot(NamedTuple):

@@ -47,9 +47,25 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.arch.regime import Regime, entry_size, level_shift
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.designs.actions import act_on_whole_mmu, clear_leaf_bits
 from shadowmmu.designs.interface import UNMAP
+from shadowmmu.designs.reverse_entries import (
+    GENERATION,
+    M_BROKEN,
+    M_GENERATION,
+    M_RECORDED,
+    M_STAMP,
+    OVER,
+    count_gone,
+    count_stale,
+    entry_owner,
+    next_generation,
+    set_broken,
+    side_canonical,
+    side_level,
+    side_word,
+)
 from shadowmmu.designs.reverse_leaves import (
     DESCRIPTOR,
     INDEX_SHIFT,
@@ -69,12 +85,15 @@ from shadowmmu.designs.reverse_leaves import (
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
     NODE_HEADER,
+    RT_BLOCKS,
+    RT_BROKEN,
     RT_BYTES,
     RT_ENTRIES,
     RT_FLUSH_END,
     RT_FLUSH_MMU,
     RT_FLUSH_START,
     RT_GENERATION,
+    RT_ROOT,
     RT_STALE,
     RT_STAMP,
     USED,
@@ -88,6 +107,7 @@ from shadowmmu.designs.reverse_nodes import (
     next_slot,
     record_slot,
     reverse_init,
+    root_entries,
     unlink_descriptor,
 )
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails
@@ -98,11 +118,9 @@ from shadowmmu.machine.counters import (
     MMUS_VISITED,
     NODES_VISITED,
 )
-from shadowmmu.machine.frames import frame_of, owner_mmu
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import (
     CANONICAL,
-    M_DESIGN,
     M_LEAVES,
     context_regime,
     input_size,
@@ -113,51 +131,11 @@ from shadowmmu.pgtable.iterate import next_leaf
 from shadowmmu.pgtable.tlb import defers_tlbi, flush_ipa, flush_range
 from shadowmmu.pgtable.unmap import clear_leaf
 
-M_BROKEN: Final = M_DESIGN
-M_STAMP: Final = M_DESIGN + 1
-M_GENERATION: Final = M_DESIGN + 2
-"""Column: the generation of an MMU's entries; 0 of the canonical one, which has none."""
-M_RECORDED: Final = M_DESIGN + 3
-"""Column: entries of that generation."""
-
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
 
-# ``State.side``: canonical page number (40 bits), level of the entry, generation of the MMU; never 0.
-SIDE_PAGE: Final = U64(24)
-SIDE_LEVEL: Final = U64(22)
-LEVEL_MASK: Final = U64(3)
-GENERATION: Final = U64((1 << 22) - 1)
-PAGE: Final = U64(12)
-OVER: Final = U64(1)
-"""The generation of stale entries after a renumbering; no MMU ever has it."""
 RENUMBER: Final = 3
 """An action beside those of the interface: give every entry the new number of its MMU, or ``OVER``."""
-
-
-@inline
-def side_word(canonical_ipa: Word, level: int, generation: Word) -> Word:
-    """What ``side`` keeps of an entry."""
-    return ((canonical_ipa >> PAGE) << SIDE_PAGE) | (U64(level) << SIDE_LEVEL) | generation
-
-
-@inline
-def side_canonical(recorded: Word) -> Word:
-    """The canonical address of a word of ``side``."""
-    return (recorded >> SIDE_PAGE) << PAGE
-
-
-@inline
-def side_level(recorded: Word) -> int:
-    """The level of a word of ``side``."""
-    return I64((recorded >> SIDE_LEVEL) & LEVEL_MASK)
-
-
-@inline
-def entry_owner(s: State, descriptor: Word, recorded: Word) -> int:
-    """The shadow MMU of a live entry; ``CANONICAL`` if it is stale: wiped away, whoever has the frame now."""
-    mmu = owner_mmu(s, frame_of(s, descriptor))
-    return mmu if recorded & GENERATION == s.mmus[mmu, M_GENERATION] else CANONICAL
 
 
 @kernel
@@ -169,22 +147,6 @@ def reverse_table_init(s: State) -> None:
         next_generation(s, mmu)
 
 
-@inline
-def next_generation(s: State, mmu: int) -> None:
-    """Give an MMU a generation that no entry has."""
-    s.rmap[RT_GENERATION] += ONE
-    s.mmus[mmu, M_GENERATION] = s.rmap[RT_GENERATION]
-
-
-@inline
-def count_gone(s: State, mmu: int) -> None:
-    """Count an entry that goes: a live one of ``mmu``, or with ``CANONICAL`` a stale one."""
-    if mmu == CANONICAL:
-        s.rmap[RT_STALE] -= ONE
-    else:
-        s.mmus[mmu, M_RECORDED] -= ONE
-
-
 @kernel
 def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Word) -> None:
     """Remember that shadow descriptor ``word`` maps the ``level`` leaf at ``canonical_ipa``.
@@ -194,19 +156,26 @@ def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
     if s.mmus[mmu, M_BROKEN] != ZERO:
         return
     if allocation_fails(s, GFP_NOWAIT):
-        s.mmus[mmu, M_BROKEN] = ONE
+        set_broken(s, mmu, ONE)
         s.count[BROKEN] += 1
         return
     if s.side[word] != ZERO:
-        reverse_unlink(s, word)  # of a life of this descriptor that a wipe ended
+        forget_former(s, word)
     r = context_regime(s, CANONICAL)
     if level == LEAF_LEVEL:
         leaf_link(s, r, canonical_ipa, word)
     else:
         node = make_node(s, r, canonical_ipa, level)
         link_descriptor(s, node, record_slot(s, r, node, level, entry_index(r, level, canonical_ipa)), word)
+        s.rmap[RT_BLOCKS] += ONE
     s.side[word] = side_word(canonical_ipa, level, s.mmus[mmu, M_GENERATION])
     s.mmus[mmu, M_RECORDED] += ONE
+
+
+@apart
+def forget_former(s: State, word: Word) -> None:
+    """Take off the record what is left of a life of descriptor ``word`` that a wipe ended."""
+    reverse_unlink(s, word)
 
 
 @kernel
@@ -228,6 +197,7 @@ def reverse_unlink(s: State, word: Word) -> None:
             slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
             unlink_descriptor(s, node, slot, word)
             drop_empty_nodes(s, r, node, level, canonical_ipa)
+        s.rmap[RT_BLOCKS] -= before - s.rmap[RT_ENTRIES]
     if s.rmap[RT_ENTRIES] != before:
         count_gone(s, entry_owner(s, word, recorded))
 
@@ -254,7 +224,7 @@ def reverse_forget_mmu(s: State, mmu: int) -> None:
     s.rmap[RT_STALE] += s.mmus[mmu, M_RECORDED]
     s.mmus[mmu, M_RECORDED] = ZERO
     next_generation(s, mmu)
-    s.mmus[mmu, M_BROKEN] = ONE
+    set_broken(s, mmu, ONE)
     if s.rmap[RT_GENERATION] == GENERATION:
         renumber(s)
 
@@ -263,10 +233,10 @@ def reverse_forget_mmu(s: State, mmu: int) -> None:
 def reverse_settle(s: State, mmu: int) -> None:
     """A shadow MMU was wiped: if nothing is left in it, its (empty) record is complete."""
     if s.mmus[mmu, M_LEAVES] == ZERO:
-        s.mmus[mmu, M_BROKEN] = ZERO
+        set_broken(s, mmu, ZERO)
 
 
-@kernel
+@apart
 def renumber(s: State) -> None:
     """Give every MMU a small generation again, and its entries with it. O(nodes + entries)."""
     update_entries(s, ZERO, input_size(s, CANONICAL), RENUMBER)
@@ -292,27 +262,34 @@ def clear_descriptor(s: State, descriptor: Word) -> int:
     """
     owner = entry_owner(s, descriptor, s.side[descriptor])
     s.side[descriptor] = ZERO
-    s.rmap[RT_ENTRIES] -= ONE
-    count_gone(s, owner)
     if owner == CANONICAL:
+        count_stale(s, ONE)
         return 0
+    clear_live(s, descriptor, owner)
+    return 1
+
+
+@inline
+def clear_live(s: State, descriptor: Word, owner: int) -> None:
+    """Clear the shadow leaf of a live entry that has gone, of MMU ``owner``."""
+    s.rmap[RT_ENTRIES] -= ONE
+    s.mmus[owner, M_RECORDED] -= ONE
     leaf = clear_leaf(s, descriptor)
     if s.mmus[owner, M_STAMP] != s.rmap[RT_STAMP]:
         s.mmus[owner, M_STAMP] = s.rmap[RT_STAMP]
         s.count[MMUS_VISITED] += 1
     if not defers_tlbi(s):
         flush_ipa(s, owner, leaf.ipa)
-        return 1
+        return
     mmu = U64(owner)
     if s.rmap[RT_FLUSH_END] != leaf.ipa or s.rmap[RT_FLUSH_MMU] != mmu:
         flush_pending(s)
         s.rmap[RT_FLUSH_MMU] = mmu
         s.rmap[RT_FLUSH_START] = leaf.ipa
     s.rmap[RT_FLUSH_END] = leaf.ipa + leaf.size
-    return 1
 
 
-@kernel
+@apart
 def clear_named(s: State, named: Word) -> int:
     """Clear every shadow leaf that a record word names, and free its chain; how many went."""
     removed = 0
@@ -325,16 +302,19 @@ def clear_named(s: State, named: Word) -> int:
     return removed
 
 
-@inline
+@apart
 def clear_slot(s: State, node: Word, slot: Word) -> int:
-    """Clear every shadow leaf the word at ``slot`` names, and empty it; how many went."""
+    """Clear every shadow block the head at ``slot`` names, and empty it; how many went."""
     named = s.rmap[slot]
+    before = s.rmap[RT_ENTRIES]
     s.rmap[slot] = ZERO
     s.rmap[node + USED] -= ONE
-    return clear_named(s, named)
+    removed = clear_named(s, named)
+    s.rmap[RT_BLOCKS] -= before - s.rmap[RT_ENTRIES]
+    return removed
 
 
-@kernel
+@apart
 def heal_broken(s: State, may_block: bool) -> int:
     """Unmap whole every MMU whose record is not complete; it is complete (and empty) afterwards."""
     removed = 0
@@ -348,7 +328,7 @@ def heal_broken(s: State, may_block: bool) -> int:
     return removed
 
 
-@kernel
+@apart
 def clear_items(s: State, child: Word, first: Word, last: Word) -> int:
     """Clear what the items of a small leaf name for pages ``first`` to ``last``; how many leaves went."""
     count_small(s, child)
@@ -378,6 +358,7 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
         return clear_items(s, child, first, last)
     removed = 0
     gone = ZERO
+    stale = ZERO
     slot = child_slot(child, first)
     stop = child_slot(child, last)
     while slot <= stop:
@@ -388,10 +369,56 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
             if named & CHAIN != ZERO:
                 removed += clear_named(s, named)
             else:
-                removed += clear_descriptor(s, named)
+                owner = entry_owner(s, named, s.side[named])
+                s.side[named] = ZERO
+                if owner == CANONICAL:
+                    stale += ONE
+                else:
+                    clear_live(s, named, owner)
+                    removed += 1
         slot += ONE
     s.rmap[child + USED] -= gone
+    count_stale(s, stale)
     s.count[NODES_VISITED] += I64(last - first) + 1
+    return removed
+
+
+@inline
+def lone_word(s: State, r: Regime, canonical_ipa: Word) -> Word:
+    """Where the word of a page stands; 0 if a block is recorded above, or the leaf is small or may go."""
+    stride = U64(r.stride)
+    shift = U64(r.page_shift) + stride * U64(LEAF_LEVEL - r.start_level)
+    blocks = s.rmap[RT_BLOCKS]
+    node = s.rmap[RT_ROOT]
+    index = canonical_ipa >> shift
+    heads = ZERO
+    while shift > U64(r.page_shift):
+        place = child_slot(node, index)
+        node = s.rmap[place]
+        if node == ZERO:
+            return ZERO
+        if blocks != ZERO and s.rmap[place + (heads if heads != ZERO else root_entries(s, r))] != ZERO:
+            return ZERO
+        heads = ONE << stride
+        shift -= stride
+        index = (canonical_ipa >> shift) & (heads - ONE)
+    if is_small(node) or s.rmap[node + USED] == ONE:
+        return ZERO
+    return child_slot(node, index)
+
+
+@inline
+def clear_lone(s: State, r: Regime, slot: Word, canonical_ipa: Word) -> int:
+    """Clear what the word of one page names, which is one leaf or none; how many shadow leaves went."""
+    named = s.rmap[slot]
+    s.count[NODES_VISITED] += LEAF_LEVEL + 1 - r.start_level
+    if named == ZERO:
+        return 0
+    s.rmap[slot] = ZERO
+    node = slot - NODE_HEADER - entry_index(r, LEAF_LEVEL, canonical_ipa)
+    s.rmap[node + USED] -= ONE
+    removed = clear_descriptor(s, named)
+    flush_pending(s)
     return removed
 
 
@@ -403,8 +430,21 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     """
     s.count[LOOKUPS] += 1
     s.rmap[RT_STAMP] += ONE
-    removed = heal_broken(s, may_block)
+    removed = 0
+    if s.rmap[RT_BROKEN] != ZERO:
+        removed = heal_broken(s, may_block)
     r = context_regime(s, CANONICAL)
+    if end - start == ONE << U64(r.page_shift):
+        slot = lone_word(s, r, start)
+        if slot != ZERO and s.rmap[slot] & CHAIN == ZERO:
+            return removed + clear_lone(s, r, slot, start)
+    return removed + unmap_range(s, r, start, end)
+
+
+@apart
+def unmap_range(s: State, r: Regime, start: Word, end: Word) -> int:
+    """``reverse_unmap`` where every record is complete."""
+    removed = 0
     ipa = start
     while ipa < end:
         level = r.start_level

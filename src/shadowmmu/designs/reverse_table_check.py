@@ -13,7 +13,7 @@ from shadowmmu.arch.regime import level_shift
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.radix_check import RadixWalk, check_accounts, walk_radix
-from shadowmmu.designs.reverse_table import (
+from shadowmmu.designs.reverse_entries import (
     GENERATION,
     M_BROKEN,
     M_GENERATION,
@@ -127,6 +127,10 @@ def check_reverse_table(state: State) -> None:
     live = [entry for entry in entries if is_live(state, entry)]
     check_named_leaves(state, live, complete)
     _check_generations(state, entries, live)
+    blocks = sum(entry.level < 3 for entry in entries)
+    assert int(state.rmap[rn.RT_BLOCKS]) == blocks, f"{blocks} entries of blocks, miscounted"
+    broken = int(state.rmap[rn.RT_BROKEN])
+    assert broken == shadow_mmus(state) - len(complete), f"{broken} broken MMUs counted"
     check_accounts(state, walk, len(entries), rn.CHAIN_WORDS)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.machine.counters import (
     FIRST_TOUCHES,
     OVER_UNMAPPED_BYTES,
@@ -111,11 +111,16 @@ def ghost_birth(s: State, mmu: int, nested_ipa: Word, word: Word, canonical_ipa:
     s.graves[slot] = key | U64(ALIVE)
 
 
-@kernel
+@inline
 def ghost_death(s: State, mmu: int, nested_ipa: Word, word: Word, size: Word) -> None:
     """A shadow leaf was cleared: note why, and whether the notifier's range needed it."""
-    if s.regs[R_GHOST_ON] == ZERO:
-        return
+    if s.regs[R_GHOST_ON] != ZERO:
+        bury(s, mmu, nested_ipa, word, size)
+
+
+@apart
+def bury(s: State, mmu: int, nested_ipa: Word, word: Word, size: Word) -> None:
+    """Write down how a shadow leaf died."""
     fate = BY_GUEST
     if s.regs[R_CAUSE] == CAUSE_NOTIFIER:
         canonical_ipa = s.ghost[word] & ~PAGE_OFFSET

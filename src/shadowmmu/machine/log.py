@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import I64, U64, inline
+from shadowmmu.compiled import I64, U64, apart, inline
 from shadowmmu.machine.state import R_EVENT, R_LOG_ON, R_LOG_TLB, R_LOG_TOP, State, Word
 
 GUEST_FAULT: Final = 1
@@ -88,8 +88,13 @@ ONE: Final = U64(1)
 @inline
 def observe(s: State, kind: int, a: Word, b: Word, c: Word, d: Word, e: Word) -> None:
     """Append one row, if the log is on. Rows beyond its end are dropped and counted by ``R_LOG_TOP``."""
-    if s.regs[R_LOG_ON] == ZERO:
-        return
+    if s.regs[R_LOG_ON] != ZERO:
+        write_row(s, kind, a, b, c, d, e)
+
+
+@apart
+def write_row(s: State, kind: int, a: Word, b: Word, c: Word, d: Word, e: Word) -> None:
+    """Append one row if there is room."""
     top = I64(s.regs[R_LOG_TOP])
     s.regs[R_LOG_TOP] = U64(top + 1)
     if top >= len(s.log):
@@ -112,9 +117,14 @@ def observe_leaf(s: State, mmu: int, ipa: Word, level: int, descriptor: Word) ->
 
 @inline
 def observe_flush(s: State, scope: int, mmu: int, start: Word, size: Word) -> None:
-    """L0 invalidated. A range that goes on where the last row's ended is added to it: a sweep is one row."""
-    if s.regs[R_LOG_TLB] == ZERO:
-        return
+    """L0 invalidated."""
+    if s.regs[R_LOG_TLB] != ZERO:
+        write_flush(s, scope, mmu, start, size)
+
+
+@apart
+def write_flush(s: State, scope: int, mmu: int, start: Word, size: Word) -> None:
+    """One row. A range that goes on where the last row's ended is added to it: a sweep is one row."""
     last = I64(s.regs[R_LOG_TOP]) - 1
     if scope == FLUSH_RANGE and 0 <= last < len(s.log) and s.log[last, 0] == U64(FLUSH):
         same = s.log[last, 1] == s.regs[R_EVENT] and s.log[last, 5] == U64(mmu)

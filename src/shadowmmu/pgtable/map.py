@@ -11,7 +11,7 @@ from typing import Final
 
 from shadowmmu.arch.regime import entry_size, level_shift, table_address
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
-from shadowmmu.compiled import U64, Word, inline, kernel
+from shadowmmu.compiled import U64, Word, apart, inline, kernel
 from shadowmmu.machine.counters import (
     DESCRIPTORS_READ,
     DESCRIPTORS_WRITTEN,
@@ -39,7 +39,7 @@ FRAMES_PER_MAP: Final = 4
 """Most table frames one map takes: one a level below the start."""
 
 
-@inline
+@apart
 def add_table(s: State, mmu: int, word: Word, level: int, ipa: Word) -> Word:
     """Hang a new, empty level ``level`` table under ``word``; its descriptor."""
     frame = take_frame(s)
@@ -53,7 +53,7 @@ def add_table(s: State, mmu: int, word: Word, level: int, ipa: Word) -> Word:
     return descriptor
 
 
-@inline
+@apart
 def break_leaf(s: State, mmu: int, ipa: Word, word: Word, size: Word) -> None:
     """Take a valid leaf out before something else takes its place: clear, TLBI."""
     note_leaf_gone(s, mmu, ipa, word, size)
@@ -61,7 +61,7 @@ def break_leaf(s: State, mmu: int, ipa: Word, word: Word, size: Word) -> None:
     flush_ipa(s, mmu, ipa)
 
 
-@kernel
+@apart
 def break_table(s: State, mmu: int, word: Word, ipa: Word, level: int) -> None:
     """Take out the table under ``word`` with all its leaves, one range invalidation for the lot."""
     size = entry_size(context_regime(s, mmu), level)

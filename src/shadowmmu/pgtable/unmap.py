@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from shadowmmu.arch.regime import Regime, entry_size, level_shift, table_address
 from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.machine.calls import cond_resched_lock, gap_reached
 from shadowmmu.machine.counters import (
     CHUNKS,
@@ -79,7 +79,7 @@ def drop_entry(s: State, word: Word) -> Word:
     return left
 
 
-@kernel
+@apart
 def free_empty_tables(s: State, word: Word) -> None:
     """Free the table that holds ``word`` if nothing is left in it, and so on upwards."""
     frame = frame_of(s, word)
@@ -102,7 +102,7 @@ def note_leaf_gone(s: State, mmu: int, ipa: Word, word: Word, size: Word) -> Non
         ghost_death(s, mmu, ipa, word, size)
 
 
-@kernel
+@inline
 def clear_leaf(s: State, word: Word) -> Leaf:
     """Clear the leaf at ``word`` and free the tables it leaves empty, without walking from the root.
 

@@ -1,15 +1,17 @@
 """The tables of ``docs/findings.md``, made from stored results; run as a program, puts them into the page.
 
-    shadowmmu sweep --grid NAME --store STORE        (each grid that the page names)
-    python tests/lab/findings_page.py STORE
+    shadowmmu sweep --grid NAME --store STORE        (each grid whose tables are to be made again)
+    python tests/lab/findings_page.py STORE [NAME...]
 
-A table stands between ``<!-- grid: NAME -->`` and ``<!-- end -->``. A test makes the small one again.
+A table stands between ``<!-- grid: NAME -->`` and ``<!-- end -->``. A grid of which the store lacks
+a point is left as it is, unless it is named. A test makes the small one again.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from shadowmmu.lab.grid import read_grid
@@ -35,10 +37,21 @@ def blocks(text: str) -> dict[str, str]:
     return {match[1]: match[2].strip() + "\n" for match in BLOCK.finditer(text)}
 
 
-def renewed(text: str, rows: list[Row]) -> str:
-    """The page with its tables made again."""
+def lacking(name: str, rows: list[Row]) -> tuple[int, int]:
+    """How many points of a grid are not stored, and how many it has."""
+    wanted = {point.key(code_version()) for point in read_grid(name).points}
+    return len(wanted - {row["key"] for row in rows}), len(wanted)
+
+
+def renewed(text: str, rows: list[Row], partly: Sequence[str] = ()) -> str:
+    """The page with the tables of the stored grids made again, those named also with gaps."""
 
     def block(match: re.Match[str]) -> str:
+        missing, points = lacking(match[1], rows)
+        if missing:
+            sys.stderr.write(f"{match[1]}: {missing} of {points} points are not in the store\n")
+        if missing and match[1] not in partly:
+            return match[0]
         return f"<!-- grid: {match[1]} -->\n\n{tables_of(match[1], rows)}\n<!-- end -->"
 
     return BLOCK.sub(block, text)
@@ -46,5 +59,6 @@ def renewed(text: str, rows: list[Row]) -> str:
 
 if __name__ == "__main__":
     PATH.write_text(
-        renewed(PATH.read_text(encoding="utf-8"), Store(Path(sys.argv[1])).rows()), encoding="utf-8"
+        renewed(PATH.read_text(encoding="utf-8"), Store(Path(sys.argv[1])).rows(), sys.argv[2:]),
+        encoding="utf-8",
     )

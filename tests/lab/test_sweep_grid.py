@@ -149,6 +149,15 @@ def test_a_cluster_counts_as_this_process_does(store: Store, tmp_path: Path) -> 
     assert [exact(row) for row in other.rows()] == [exact(row) for row in store.rows()]
 
 
+def test_a_cluster_without_workers_is_refused(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed", reason="clusters need the extra `cluster`")
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(InputError, match="read a scheduler without workers"),
+    ):
+        run_sweep(tiny(), Store(tmp_path), scheduler=cluster.scheduler_address)
+
+
 @pytest.mark.parametrize("name", bundled_grids())
 def test_the_tables_of_a_bundled_grid_are_of_its_points(name: str) -> None:
     grid = read_grid(name)

@@ -143,7 +143,15 @@ def on_cluster(points: Sequence[Point], scheduler: str) -> Iterator[Result]:
 
 
 def _same_code(client: Any) -> None:
-    """Every worker must run this very program: the stored keys say so. Raises InputError."""
-    for worker, code in client.run(code_version).items():
+    """Scheduler and workers must run this very program: the stored keys say so. Raises InputError."""
+    try:
+        found = {"scheduler": client.run_on_scheduler(code_version)}
+        found |= {f"worker {name}": code for name, code in client.run(code_version).items()}
+    except (ImportError, AttributeError, RuntimeError) as error:
+        told = f"the cluster cannot load shadowmmu, expected it on scheduler and workers: {error}"
+        raise InputError(told) from None
+    if len(found) == 1:
+        raise InputError("read a scheduler without workers, expected at least one")
+    for name, code in found.items():
         if code != code_version():
-            raise InputError(f"worker {worker} runs sources {code}, expected {code_version()} as here")
+            raise InputError(f"{name} runs sources {code}, expected {code_version()} as here")

@@ -30,7 +30,7 @@ def test_which_runs_ship() -> None:
     slots = [name for name in names if name.startswith("slots/")]
     live = [name for name in names if name.startswith("live/")]
     assert (len(bundled_runs()), len(live)) == (41, 15)
-    assert len(names) == len(RUNS) == 77
+    assert len(names) == len(RUNS) == 78
     assert {run.name for run in read_runs(LARGE)} - set(live) - set(vcpus) - set(slots) == {
         *("cost/base4k-131072", "cost/base4k-524288", "cost/base4k-16-pa52")
     }

@@ -393,7 +393,7 @@ static inline void reverse_record(machine *m, u64 mmu, u64 ipa, u64 word)
 {
 	if (MMU(m, mmu, M_BROKEN) || m->regs[R_FAIL_ALLOCATION])
 		return;
-	if (m->side[word])
+	if (m->rmap[RT_STALE] && m->side[word])
 		reverse_unlink(m, word);
 	leaf_link(m, ipa, word);
 	m->side[word] = (ipa >> 12 << 24) | (3ULL << 22) | MMU(m, mmu, M_GENERATION);

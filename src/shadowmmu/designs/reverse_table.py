@@ -39,7 +39,8 @@ locked by a bit; and an empty node has to stay until someone holds the lock for 
 once). Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds
 mmu_lock for write, so it excludes fills, and needs no lock of its own. The generation changes under it
 too. A wipe that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that
-comes between takes it whole. An unmap does not give way in the middle of a range.
+comes between takes it whole. An unmap does not give way in the middle of a range. Every order in which the
+steps of fills can fall is tried in ``verify/parallel_fills.py``, on small leaves.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
         set_broken(s, mmu, ONE)
         s.count[BROKEN] += 1
         return
-    if s.side[word] != ZERO:
+    if s.rmap[RT_STALE] != ZERO and s.side[word] != ZERO:
         forget_former(s, word)
     r = context_regime(s, CANONICAL)
     if level == LEAF_LEVEL:

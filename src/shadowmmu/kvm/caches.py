@@ -41,8 +41,8 @@ CACHES_SWITCHED_ON: Final = 2
 def unmap_vm(s: State) -> None:
     """Empty every table of the VM: what each memslot's VMAs back, then the shadows.
 
-    Mirrors ``stage2_unmap_vm``. The shadows are emptied once a memslot here and once in all in Linux; the
-    scenario language knows one memslot. O(chunks of the slots and of the valid shadows).
+    Mirrors ``stage2_unmap_vm``. The shadows are emptied slot by slot here, as a design is told ranges, and
+    once in all in Linux. O(chunks of the slots and of the valid shadows).
     """
     mmu_lock_write(s)
     for slot in range(I64(s.regs[K_SLOTS])):

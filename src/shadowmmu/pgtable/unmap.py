@@ -163,16 +163,19 @@ def unmap_walk(
             if clean:
                 clean_cache(s, size)
         ipa = ((ipa >> shift) + ONE) << shift
-        word, level = leave_tables(s, r, word, level, ipa, end, flush_tables)
+        word, level = leave_tables(s, r, word, level, start, ipa, end, flush_tables)
     s.count[DESCRIPTORS_READ] += reads
     return removed
 
 
 @inline
 def leave_tables(
-    s: State, r: Regime, word: Word, level: int, ipa: Word, end: Word, flush: bool
+    s: State, r: Regime, word: Word, level: int, start: Word, ipa: Word, end: Word, flush: bool
 ) -> tuple[Word, int]:
-    """Step to the next entry; on leaving a table (its end, or the range's) free it if it is empty."""
+    """Step to the next entry; on leaving a table (its end, or the range's) free it if it is empty.
+
+    The invalidation of a freed table names the first address of it that the walk came to.
+    """
     following = word + ONE
     while level > r.start_level:
         span = ONE << U64(level_shift(r, level - 1))
@@ -182,7 +185,8 @@ def leave_tables(
         parent = s.frames[frame, PARENT]
         if s.frames[frame, REFS] == ONE:
             if flush:
-                flush_ipa(s, owner_mmu(s, frame), s.frames[frame, BASE])
+                base = s.frames[frame, BASE]
+                flush_ipa(s, owner_mmu(s, frame), base if base > start else start)
             give_frame(s, frame)
             drop_entry(s, parent)
         word = parent

@@ -22,7 +22,7 @@ BLOCK_RW = 0x7FD
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_every_recorded_dump_there_and_back(run: KernelRun) -> None:
     dumps = [pair for step in run.answer().steps for pair in step.dump_lines]
-    assert bool(dumps) == (run.name != "cost/counted-chunks")
+    assert bool(dumps) == (run.name not in ("cost/counted-chunks", "slots/flushes-clear"))
     for file, lines in dumps:
         dump = parse(lines, file)
         assert render(dump.rows, dump.header) == list(lines)

@@ -20,8 +20,9 @@ typedef struct {
 #define TABLE(d) (((d) & 0x0000FFFFFFFFF000ULL) >> 3)
 #define CHAIN (1ULL << 63)
 #define NODE ((1ULL << 56) - 1)
-#define WORD ((1ULL << 48) - 1)
-#define GENERATION ((1ULL << 22) - 1)
+#define ENTRY ((1ULL << 49) - 1)
+#define DESCRIPTOR ((1ULL << 33) - 1)
+#define GENERATION ((1ULL << 16) - 1)
 
 /* Shadow tables. */
 static inline u64 find_entry(machine *m, u64 mmu, u64 ipa, int *level)
@@ -187,29 +188,29 @@ static void free_leaf(machine *m, u64 child)
 		give_node(m, child, 514, RT_FREE_LEAF);
 }
 
-static u64 chain_node(machine *m, u64 word, u64 following)
+static u64 chain_node(machine *m, u64 entry, u64 following)
 {
 	u64 node = take_node(m, 2, RT_FREE_CHAIN);
 
-	m->rmap[node] = word;
+	m->rmap[node] = entry;
 	m->rmap[node + 1] = following;
 	m->rmap[RT_CHAINED]++;
 	return node | CHAIN;
 }
 
-static inline void link_word(machine *m, u64 node, u64 slot, u64 word)
+static inline void link_entry(machine *m, u64 node, u64 slot, u64 entry)
 {
 	u64 named = m->rmap[slot];
 
 	m->rmap[RT_ENTRIES]++;
 	if (!named) {
-		m->rmap[slot] = word;
+		m->rmap[slot] = entry;
 		m->rmap[node]++;
 		return;
 	}
 	if (!(named & CHAIN))
 		named = chain_node(m, named, 0);
-	m->rmap[slot] = chain_node(m, word, named);
+	m->rmap[slot] = chain_node(m, entry, named);
 }
 
 static inline void put_item(machine *m, u64 child, u64 item)
@@ -239,7 +240,7 @@ static u64 promote(machine *m, u64 place, u64 child)
 		for (u64 at = node + 2; at < node + (1ULL << size); at++) {
 			u64 item = m->rmap[at];
 
-			link_word(m, larger, larger + 2 + (item >> 48), item & WORD);
+			link_entry(m, larger, larger + 2 + (item >> 49), item & ENTRY);
 			m->rmap[RT_ENTRIES]--;
 		}
 	}
@@ -260,7 +261,7 @@ static inline u64 leaf_place(machine *m, u64 ipa)
 	return node + 2 + ((ipa >> 21) & 511);
 }
 
-static inline void leaf_link(machine *m, u64 ipa, u64 word)
+static inline void leaf_link(machine *m, u64 ipa, u64 entry)
 {
 	u64 root = m->rmap[RT_ROOT], up = root + 2 + (ipa >> 30), node = m->rmap[up], place, child, index;
 
@@ -284,10 +285,10 @@ static inline void leaf_link(machine *m, u64 ipa, u64 word)
 		child = promote(m, place, child);
 	}
 	if (child >> 56) {
-		put_item(m, child, (index << 48) | word);
+		put_item(m, child, (index << 49) | entry);
 		m->rmap[RT_ENTRIES]++;
 	} else {
-		link_word(m, child, child + 2 + index, word);
+		link_entry(m, child, child + 2 + index, entry);
 	}
 }
 
@@ -308,11 +309,16 @@ static inline void drop_leaf(machine *m, u64 place, u64 ipa)
 	m->rmap[up]--;
 }
 
-static inline u64 owner(machine *m, u64 word, u64 recorded)
+static inline u64 entry_of(u64 word, u64 generation)
 {
-	u64 mmu = FRAME(m, word >> 9, OWNER) & 0xFFFF;
+	return word | generation << 33;
+}
 
-	return (recorded & GENERATION) == MMU(m, mmu, M_GENERATION) ? mmu : 0;
+static inline u64 owner(machine *m, u64 entry)
+{
+	u64 mmu = FRAME(m, (entry & DESCRIPTOR) >> 9, OWNER) & 0xFFFF;
+
+	return (entry >> 33 & GENERATION) == MMU(m, mmu, M_GENERATION) ? mmu : 0;
 }
 
 static inline void count_gone(machine *m, u64 mmu)
@@ -325,26 +331,26 @@ static inline void count_gone(machine *m, u64 mmu)
 
 static u64 chain_pop(machine *m, u64 node, u64 *following)
 {
-	u64 word = m->rmap[node];
+	u64 entry = m->rmap[node];
 
 	*following = m->rmap[node + 1];
 	give_node(m, node, 2, RT_FREE_CHAIN);
 	m->rmap[RT_CHAINED]--;
-	return word;
+	return entry;
 }
 
-static void unlink_word(machine *m, u64 node, u64 slot, u64 word)
+static void unlink_entry(machine *m, u64 node, u64 slot, u64 entry)
 {
 	u64 before = 0, named = m->rmap[slot], following = 0;
 
-	while (named & CHAIN && m->rmap[named & ~CHAIN] != word) {
+	while (named & CHAIN && m->rmap[named & ~CHAIN] != entry) {
 		m->count[NODES_VISITED]++;
 		before = named & ~CHAIN;
 		named = m->rmap[before + 1];
 	}
 	if (named & CHAIN)
 		chain_pop(m, named & ~CHAIN, &following);
-	else if (named != word)
+	else if (named != entry)
 		return;
 	if (before)
 		m->rmap[before + 1] = following;
@@ -357,11 +363,12 @@ static void unlink_word(machine *m, u64 node, u64 slot, u64 word)
 
 static inline void reverse_unlink(machine *m, u64 word)
 {
-	u64 recorded = m->side[word], ipa, place, child, index, before;
+	u64 recorded = m->side[word], ipa, place, child, index, before, entry;
 
 	if (!recorded)
 		return;
 	m->side[word] = 0;
+	entry = entry_of(word, recorded & GENERATION);
 	before = m->rmap[RT_ENTRIES];
 	ipa = recorded >> 24 << 12;
 	index = (ipa >> 12) & 511;
@@ -372,7 +379,7 @@ static inline void reverse_unlink(machine *m, u64 word)
 			u64 node = child & NODE, end = node + (1ULL << (child >> 56)), at = node + 2;
 
 			m->count[NODES_VISITED] += (1ULL << (child >> 56)) / 8;
-			while (at < end && m->rmap[at] != ((index << 48) | word))
+			while (at < end && m->rmap[at] != ((index << 49) | entry))
 				at++;
 			if (at < end) {
 				m->rmap[at] = 0;
@@ -381,12 +388,12 @@ static inline void reverse_unlink(machine *m, u64 word)
 				drop_leaf(m, place, ipa);
 			}
 		} else {
-			unlink_word(m, child, child + 2 + index, word);
+			unlink_entry(m, child, child + 2 + index, entry);
 			drop_leaf(m, place, ipa);
 		}
 	}
 	if (m->rmap[RT_ENTRIES] != before)
-		count_gone(m, owner(m, word, recorded));
+		count_gone(m, owner(m, entry));
 }
 
 static inline void reverse_record(machine *m, u64 mmu, u64 ipa, u64 word)
@@ -395,8 +402,8 @@ static inline void reverse_record(machine *m, u64 mmu, u64 ipa, u64 word)
 		return;
 	if (m->rmap[RT_STALE] && m->side[word])
 		reverse_unlink(m, word);
-	leaf_link(m, ipa, word);
-	m->side[word] = (ipa >> 12 << 24) | (3ULL << 22) | MMU(m, mmu, M_GENERATION);
+	leaf_link(m, ipa, entry_of(word, MMU(m, mmu, M_GENERATION)));
+	m->side[word] = (ipa >> 12 << 24) | (3ULL << 16) | MMU(m, mmu, M_GENERATION);
 	MMU(m, mmu, M_RECORDED)++;
 }
 
@@ -408,9 +415,9 @@ static void flush_pending(machine *m)
 	}
 }
 
-static inline i64 clear_word(machine *m, u64 word)
+static inline i64 clear_entry(machine *m, u64 entry)
 {
-	u64 mmu = owner(m, word, m->side[word]), frame = word >> 9, ipa;
+	u64 mmu = owner(m, entry), word = entry & DESCRIPTOR, frame = word >> 9, ipa;
 
 	m->side[word] = 0;
 	m->rmap[RT_ENTRIES]--;
@@ -461,10 +468,10 @@ static inline i64 reverse_unmap(machine *m, u64 ipa)
 		for (u64 at = small + 2; at < small + (1ULL << (child >> 56)); at++) {
 			u64 item = m->rmap[at];
 
-			if (item && item >> 48 == index) {
+			if (item && item >> 49 == index) {
 				m->rmap[at] = 0;
 				m->rmap[small]--;
-				removed += clear_word(m, item & WORD);
+				removed += clear_entry(m, item & ENTRY);
 			}
 		}
 	} else if (child) {
@@ -473,13 +480,13 @@ static inline i64 reverse_unmap(machine *m, u64 ipa)
 		if (named) {
 			m->rmap[child + 2 + index] = 0;
 			while (named & CHAIN) {
-				u64 word = chain_pop(m, named & ~CHAIN, &named);
+				u64 entry = chain_pop(m, named & ~CHAIN, &named);
 
 				m->count[NODES_VISITED]++;
-				removed += clear_word(m, word);
+				removed += clear_entry(m, entry);
 			}
 			if (named)
-				removed += clear_word(m, named);
+				removed += clear_entry(m, named);
 			m->rmap[child]--;
 		}
 		m->count[NODES_VISITED]++;

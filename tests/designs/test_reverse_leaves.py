@@ -15,9 +15,10 @@ from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.containers.owners import MapleTree
 from shadowmmu.designs.interface import PROTECT
 from shadowmmu.designs.radix_check import SMALL_SIZES, walk_radix
+from shadowmmu.designs.reverse_entries import DESCRIPTOR
 from shadowmmu.designs.reverse_leaves import leaf_link, leaf_names, leaf_unlink
-from shadowmmu.designs.reverse_table import reverse_update
 from shadowmmu.designs.reverse_table_check import check_reverse_table
+from shadowmmu.designs.reverse_update import reverse_update
 from shadowmmu.machine.counters import NODES_VISITED
 from shadowmmu.machine.state import State, grow
 from shadowmmu.pgtable.context import CANONICAL, context_regime
@@ -49,7 +50,7 @@ def machine() -> State:
 
 
 def named(state: State) -> list[tuple[int, int]]:
-    """(canonical page, descriptor) of every entry, chains included; the shape is asserted on the way."""
+    """(canonical page, entry) of everything named, chains included; the shape is asserted on the way."""
     found = []
     for head in walk_radix(state).heads:
         content = head.content
@@ -156,7 +157,7 @@ def test_protection_reaches_what_small_and_full_leaves_name(pages: int) -> None:
     assert reverse_update(s, U64(DATA + PAGE), U64(DATA + BLOCK), False, PROTECT) == pages - 2
     assert reverse_update(s, U64(DATA), U64(DATA + BLOCK), False, PROTECT) == 2
     assert reverse_update(s, U64(DATA), U64(DATA + BLOCK), False, PROTECT) == 0
-    words = [word for ipa, word in named(s) if DATA <= ipa < DATA + BLOCK]
+    words = [entry & int(DESCRIPTOR) for ipa, entry in named(s) if DATA <= ipa < DATA + BLOCK]
     assert len(words) == pages
     assert not any(int(s.mem[word]) & int(S2AP_W) for word in words)
     check_reverse_table(s)

@@ -26,8 +26,7 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
-from shadowmmu.designs.reverse_entries import M_BROKEN, side_word
-from shadowmmu.designs.reverse_leaves import DESCRIPTOR
+from shadowmmu.designs.reverse_entries import DESCRIPTOR, M_BROKEN, side_word
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES
@@ -208,14 +207,15 @@ def test_the_check_sees_what_it_looks_for() -> None:
     check(made)
     words, side = made.state.rmap, made.state.side
     entry = recorded_leaves(made.state)[-1]
-    node = next(int(i) for i in range(rn.RT_HEADER, len(words)) if int(words[i]) == entry.word)
+    held = words & DESCRIPTOR == U64(entry.word)
+    node = next(int(i) for i in np.flatnonzero(held) if i >= rn.RT_HEADER)
     for array, at, value, told in (
         (words, rn.RT_ENTRIES, 3, "entries, miscounted"),
         (words, rn.RT_CHAINED, 3, "chain nodes, miscounted"),
         (words, rn.RT_BYTES, 3, "bytes, miscounted"),
         (words, rn.RT_BUMP, 0, "words are lost"),
         (words, node, 0, "words used"),
-        (words, node, entry.word + 1, "side and record differ"),
+        (words, node, words[node] + U64(1), "side and record differ"),
         (side, entry.word, 0, "side and record differ"),
         (made.state.mem, entry.word, 0, "no leaf"),
         (made.state.mmus[1], M_BROKEN, 0, ""),

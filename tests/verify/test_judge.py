@@ -11,7 +11,7 @@ import pytest
 
 from shadowmmu.compiled import U64
 from shadowmmu.designs import reverse_nodes as rn
-from shadowmmu.designs.reverse_leaves import DESCRIPTOR
+from shadowmmu.designs.reverse_entries import DESCRIPTOR
 from shadowmmu.designs.reverse_table_check import ShadowLeaf, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.setup import Machine

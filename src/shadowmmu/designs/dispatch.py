@@ -85,8 +85,8 @@ from shadowmmu.designs.reverse_table import (
     reverse_settle,
     reverse_table_init,
     reverse_unmap,
-    reverse_update,
 )
+from shadowmmu.designs.reverse_update import reverse_update
 from shadowmmu.designs.spanning import (
     spanning_apply,
     spanning_covers,

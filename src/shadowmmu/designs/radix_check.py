@@ -101,7 +101,7 @@ def _walk_small(state: State, walk: RadixWalk, r: Regime, child: int, parent: in
     for item in items:
         index = item >> int(rl.INDEX_SHIFT)
         assert index < 1 << r.stride, f"node {node}: item {item:#x} is of no page"
-        walk.heads.append(Head(base + index * page, 3, page, item & int(rl.DESCRIPTOR)))
+        walk.heads.append(Head(base + index * page, 3, page, item & int(rl.ENTRY)))
 
 
 def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: int) -> None:

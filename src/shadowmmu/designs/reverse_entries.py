@@ -1,8 +1,8 @@
-"""Entries of ``reverse_table``: the word of ``State.side``, whose they are, and how many there are.
+"""Entries of ``reverse_table``: what they say, the word of ``State.side``, whose they are, how many.
 
-An entry belongs to the life of a shadow MMU, its *generation*. A wipe ends it: the entries are stale then and
-go one by one. The accounts here (entries, stale ones, those of each MMU, broken MMUs) say without a look
-at the entries what is left.
+An entry names a shadow descriptor and the life of the shadow MMU it belongs to, its *generation*. A wipe ends
+that: the entries are stale then and go one by one. The accounts here (entries, stale ones, those of each MMU,
+broken MMUs) say without a look at the entries what is left.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ M_RECORDED: Final = M_DESIGN + 3
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
 
+# An entry: index of the shadow descriptor (64 GiB of tables), and the generation of its MMU.
+DESCRIPTOR: Final = U64((1 << 33) - 1)
+GENERATION_SHIFT: Final = U64(33)
+GENERATION: Final = U64((1 << 16) - 1)
 # ``State.side``: canonical page number (40 bits), level of the entry, generation of the MMU; never 0.
 SIDE_PAGE: Final = U64(24)
-SIDE_LEVEL: Final = U64(22)
+SIDE_LEVEL: Final = U64(16)
 LEVEL_MASK: Final = U64(3)
-GENERATION: Final = U64((1 << 22) - 1)
 PAGE: Final = U64(12)
 OVER: Final = U64(1)
 """The generation of stale entries after a renumbering; no MMU ever has it."""
@@ -54,10 +57,16 @@ def side_level(recorded: Word) -> int:
 
 
 @inline
-def entry_owner(s: State, descriptor: Word, recorded: Word) -> int:
+def entry_of(descriptor: Word, generation: Word) -> Word:
+    """What the record keeps of a descriptor. It says whose life it belongs to, so that ``side`` need not."""
+    return descriptor | (generation << GENERATION_SHIFT)
+
+
+@inline
+def entry_owner(s: State, entry: Word) -> int:
     """The shadow MMU of a live entry; ``CANONICAL`` if it is stale: wiped away, whoever has the frame now."""
-    mmu = owner_mmu(s, frame_of(s, descriptor))
-    return mmu if recorded & GENERATION == s.mmus[mmu, M_GENERATION] else CANONICAL
+    mmu = owner_mmu(s, frame_of(s, entry & DESCRIPTOR))
+    return mmu if (entry >> GENERATION_SHIFT) & GENERATION == s.mmus[mmu, M_GENERATION] else CANONICAL
 
 
 @inline

@@ -1,10 +1,11 @@
 """Leaves of ``reverse_table``: small while few pages of a block are mapped, a word a page when they are many.
 
-A *full* leaf has a word for each entry of the page table that stands there. A *small* one is a bag of
-items, each an index and a shadow descriptor in one word, in no order; an alias is one item more, so it needs
-no chain. A leaf starts with 8 words (two are its header), is promoted to twice as many when it is full, and
-at 64 words to a full one; it stays what it is until it is empty. The word that names a leaf says its
-size too, so nothing has to be read to know it.
+A *full* leaf has a word for each page of the page table that stands there. A *small* one is a bag of items,
+each an index and an entry in one word, in no order; an alias is one item more, so it needs no chain. An
+*entry* is any number below 2^49 but 0; what it says is the design's affair (``reverse_entries``). A leaf
+starts with 8 words (two are its header), is promoted to twice as many when it is full, and at 64 words to a
+full one; it stays what it is until it is empty. The word that names a leaf says its size too, so nothing has
+to be read to know it.
 
 ``NODES_VISITED`` counts eight words (a cache line) of a small leaf as one node, of a full one each word.
 """
@@ -23,20 +24,22 @@ from shadowmmu.designs.reverse_nodes import (
     RT_FREE_LEAF,
     RT_FREE_SMALL,
     RT_ROOT,
+    RT_TOP_ENTRIES,
+    RT_TOP_SHIFT,
     USED,
     child_slot,
     drop_empty_nodes,
     entry_index,
     find_node,
     give_node,
-    link_descriptor,
+    link_entry,
     make_node,
     node_words,
     take_node,
-    unlink_descriptor,
+    unlink_entry,
 )
 from shadowmmu.machine.counters import NODES_VISITED
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import R_PAGE_SHIFT, R_STRIDE, State
 
 LEAF_LEVEL: Final = 3
 
@@ -47,9 +50,9 @@ SMALLEST: Final = U64(3)
 LARGEST: Final = U64(6)
 """64 words: a full leaf of 512 entries is 4.1 KiB, 65 bytes for each of the 63 items that call for it."""
 
-# An item: the index of the page in its leaf, from bit 48, and the descriptor. 0 is a free place.
-INDEX_SHIFT: Final = U64(48)
-DESCRIPTOR: Final = U64((1 << 48) - 1)
+# An item: the index of the page in its leaf, from bit 49, and the entry. 0 is a free place.
+INDEX_SHIFT: Final = U64(49)
+ENTRY: Final = U64((1 << 49) - 1)
 
 LINE_WORDS: Final = U64(8)
 ZERO: Final = U64(0)
@@ -140,7 +143,7 @@ def promote_leaf(s: State, r: Regime, place: Word, child: Word) -> Word:
         s.rmap[place] = larger
         while at < end:
             item = s.rmap[at]
-            link_descriptor(s, larger, child_slot(larger, item >> INDEX_SHIFT), item & DESCRIPTOR)
+            link_entry(s, larger, child_slot(larger, item >> INDEX_SHIFT), item & ENTRY)
             s.rmap[RT_ENTRIES] -= ONE  # it moves, it does not join
             at += ONE
     free_leaf(s, r, child)
@@ -157,9 +160,62 @@ def leaf_place(s: State, r: Regime, canonical_ipa: Word) -> Word:
     return child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
 
 
+class Leaf(NamedTuple):
+    """A leaf, and which of its pages was asked for."""
+
+    child: Word
+    """0: there is none."""
+    page: Word
+    """Its index in the leaf."""
+
+
 @inline
-def leaf_link(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> None:
-    """Name ``descriptor`` under a page, making and promoting leaves as needed. O(levels), amortised."""
+def find_leaf(s: State, canonical_ipa: Word, blocks: Word) -> Leaf:
+    """The leaf over a page. O(levels). Unless ``blocks`` is 0, there is none under a recorded block."""
+    page = canonical_ipa >> s.regs[R_PAGE_SHIFT]
+    stride = s.regs[R_STRIDE]
+    shift = s.rmap[RT_TOP_SHIFT]
+    child = s.rmap[RT_ROOT]
+    index = page >> shift
+    heads = s.rmap[RT_TOP_ENTRIES]
+    while shift != ZERO:
+        place = child_slot(child, index)
+        child = s.rmap[place]
+        if child == ZERO or (blocks != ZERO and s.rmap[place + heads] != ZERO):
+            return Leaf(ZERO, ZERO)
+        heads = ONE << stride
+        shift -= stride
+        index = (page >> shift) & (heads - ONE)
+    return Leaf(child, index)
+
+
+@inline
+def leaf_link(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
+    """Name ``entry`` under a page, making and promoting leaves as needed. O(levels), amortised."""
+    leaf = find_leaf(s, canonical_ipa, ZERO)
+    if leaf.child == ZERO:
+        make_room(s, r, canonical_ipa, entry)
+        return
+    if not is_small(leaf.child):
+        link_entry(s, leaf.child, child_slot(leaf.child, leaf.page), entry)
+    elif s.rmap[leaf_node(leaf.child) + USED] < small_room(leaf.child):
+        put_item(s, leaf.child, (leaf.page << INDEX_SHIFT) | entry)
+        s.rmap[RT_ENTRIES] += ONE
+    else:
+        make_room(s, r, canonical_ipa, entry)
+        return
+    s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
+
+
+@inline
+def small_room(child: Word) -> Word:
+    """How many items fit into a small leaf."""
+    return (ONE << (child >> SIZE_SHIFT)) - NODE_HEADER
+
+
+@apart
+def make_room(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
+    """``leaf_link`` where a node is missing or has to grow."""
     parent = make_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
     s.count[NODES_VISITED] += 1
     place = child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
@@ -167,16 +223,14 @@ def leaf_link(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> Non
     if child == ZERO:
         child = new_small_leaf(s, parent, place, SMALLEST)
         s.rmap[parent + USED] += ONE
-    elif is_small(child):
-        room = (ONE << (child >> SIZE_SHIFT)) - NODE_HEADER
-        if s.rmap[leaf_node(child) + USED] == room:
-            child = promote_leaf(s, r, place, child)
+    else:
+        child = promote_leaf(s, r, place, child)
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
-        put_item(s, child, (index << INDEX_SHIFT) | descriptor)
+        put_item(s, child, (index << INDEX_SHIFT) | entry)
         s.rmap[RT_ENTRIES] += ONE
     else:
-        link_descriptor(s, child, child_slot(child, index), descriptor)
+        link_entry(s, child, child_slot(child, index), entry)
 
 
 @inline
@@ -209,47 +263,47 @@ def free_empty_leaf(s: State, r: Regime, place: Word, child: Word, canonical_ipa
 
 
 @kernel
-def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> None:
-    """Take ``descriptor`` off what a page names. O(levels + aliases); nothing happens if it is not there."""
+def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
+    """Take ``entry`` off what a page names. O(levels + aliases); nothing happens if it is not there."""
     place = leaf_place(s, r, canonical_ipa)
     if place == ZERO or s.rmap[place] == ZERO:
         return
     child = s.rmap[place]
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
-        at = find_item(s, child, (index << INDEX_SHIFT) | descriptor)
+        at = find_item(s, child, (index << INDEX_SHIFT) | entry)
         if at == ZERO:
             return
         s.rmap[at] = ZERO
         s.rmap[leaf_node(child) + USED] -= ONE
         s.rmap[RT_ENTRIES] -= ONE
     else:
-        unlink_descriptor(s, child, child_slot(child, index), descriptor)
+        unlink_entry(s, child, child_slot(child, index), entry)
     drop_leaf(s, r, place, canonical_ipa)
 
 
 @kernel
-def leaf_names(s: State, r: Regime, canonical_ipa: Word, descriptor: Word) -> bool:
-    """Whether a page names ``descriptor``. O(levels + aliases)."""
+def leaf_names(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
+    """Whether a page names ``entry``. O(levels + aliases)."""
     place = leaf_place(s, r, canonical_ipa)
     if place == ZERO or s.rmap[place] == ZERO:
         return False
     child = s.rmap[place]
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
-        return find_item(s, child, (index << INDEX_SHIFT) | descriptor) != ZERO
-    return word_names(s, s.rmap[child_slot(child, index)], descriptor)
+        return find_item(s, child, (index << INDEX_SHIFT) | entry) != ZERO
+    return word_names(s, s.rmap[child_slot(child, index)], entry)
 
 
 @kernel
-def word_names(s: State, named: Word, descriptor: Word) -> bool:
-    """Whether a record word is ``descriptor``, or a chain with it. O(aliases)."""
+def word_names(s: State, named: Word, entry: Word) -> bool:
+    """Whether a record word is ``entry``, or a chain with it. O(aliases)."""
     while named & CHAIN != ZERO:
         at = named & ~CHAIN
-        if s.rmap[at] == descriptor:
+        if s.rmap[at] == entry:
             return True
         named = s.rmap[at + ONE]
-    return named == descriptor
+    return named == entry
 
 
 @apart

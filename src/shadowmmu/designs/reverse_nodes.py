@@ -3,9 +3,10 @@
 ``gfn_lists`` and ``pte_chains`` keep the heads of their lists in the same radix.
 
 A node at level L stands where the page table has a table of that level: an entry covers what a level L
-entry covers. Leaves (level 3) are a word an entry; nodes above have a child word and a head word an
-entry, the head for a shadow *block* of that size. A word is 0, the index of one shadow descriptor, or,
-with bit 63, of a chain of them. All of it lives in ``State.rmap``; word 0 is never a node.
+entry covers. Leaves (level 3) are a word a place; nodes above have a child word and a head word a place,
+the head for a shadow *block* of that size. A word is 0, what the design says of one shadow descriptor (an
+*entry*), or, with bit 63, the index of a chain of them. All of it lives in ``State.rmap``; word 0 is never a
+node.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ RT_BLOCKS: Final = 15
 """``reverse_table``: entries of leaves larger than a page."""
 RT_FREE_SMALL: Final = 16
 """``reverse_table``: free small leaves, one list a size."""
+RT_TOP_SHIFT: Final = 20
+"""log2 of the pages that an entry of the root covers."""
+RT_TOP_ENTRIES: Final = 21
+"""Entries of the root."""
 RT_HEADER: Final = 24
 
 USED: Final = U64(0)
@@ -127,6 +132,8 @@ def reverse_init(s: State) -> None:
     s.rmap[RT_BUMP] = U64(RT_HEADER)
     entries = root_entries(s, r)
     s.rmap[RT_ROOT] = take_node(s, NODE_HEADER + entries + entries, RT_FREE_NODE)
+    s.rmap[RT_TOP_ENTRIES] = entries
+    s.rmap[RT_TOP_SHIFT] = U64(level_shift(r, r.start_level) - r.page_shift)
 
 
 @kernel
@@ -187,10 +194,10 @@ def free_empty_nodes(s: State, r: Regime, node: Word, level: int, canonical_ipa:
 
 
 @inline
-def chain_node(s: State, descriptor: Word, following: Word) -> Word:
+def chain_node(s: State, entry: Word, following: Word) -> Word:
     """A new chain node in front of ``following``; the marked word that names it."""
     node = take_node(s, U64(CHAIN_WORDS), RT_FREE_CHAIN)
-    s.rmap[node] = descriptor
+    s.rmap[node] = entry
     s.rmap[node + ONE] = following
     s.rmap[RT_CHAINED] += ONE
     return node | CHAIN
@@ -198,61 +205,61 @@ def chain_node(s: State, descriptor: Word, following: Word) -> Word:
 
 @inline
 def chain_pop(s: State, named: Word) -> tuple[Word, Word]:
-    """Free the first node of a chain: its descriptor, and the word that names the rest."""
+    """Free the first node of a chain: its entry, and the word that names the rest."""
     node = named & ~CHAIN
-    descriptor = s.rmap[node]
+    entry = s.rmap[node]
     following = s.rmap[node + ONE]
     give_node(s, node, U64(CHAIN_WORDS), RT_FREE_CHAIN)
     s.rmap[RT_CHAINED] -= ONE
-    return descriptor, following
+    return entry, following
 
 
 @inline
-def link_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
-    """Add ``descriptor`` to what ``slot`` names; a second one makes a chain. O(1)."""
+def link_entry(s: State, node: Word, slot: Word, entry: Word) -> None:
+    """Add ``entry`` to what ``slot`` names; a second one makes a chain. O(1)."""
     s.rmap[RT_ENTRIES] += ONE
     named = s.rmap[slot]
     if named == ZERO:
-        s.rmap[slot] = descriptor
+        s.rmap[slot] = entry
         s.rmap[node + USED] += ONE
     else:
-        link_alias(s, slot, named, descriptor)
+        link_alias(s, slot, named, entry)
 
 
 @apart
-def link_alias(s: State, slot: Word, named: Word, descriptor: Word) -> None:
-    """Put ``descriptor`` in front of what ``slot`` names."""
+def link_alias(s: State, slot: Word, named: Word, entry: Word) -> None:
+    """Put ``entry`` in front of what ``slot`` names."""
     if named & CHAIN == ZERO:
         named = chain_node(s, named, ZERO)
-    s.rmap[slot] = chain_node(s, descriptor, named)
+    s.rmap[slot] = chain_node(s, entry, named)
 
 
 @inline
-def unlink_descriptor(s: State, node: Word, slot: Word, descriptor: Word) -> None:
-    """Take ``descriptor`` off what ``slot`` names. O(aliases). Does nothing if it is not there."""
+def unlink_entry(s: State, node: Word, slot: Word, entry: Word) -> None:
+    """Take ``entry`` off what ``slot`` names. O(aliases). Does nothing if it is not there."""
     named = s.rmap[slot]
     if named & CHAIN != ZERO:
-        unlink_alias(s, slot, named, descriptor)
+        unlink_alias(s, slot, named, entry)
         if s.rmap[slot] == ZERO:
             s.rmap[node + USED] -= ONE
-    elif named == descriptor:
+    elif named == entry:
         s.rmap[slot] = ZERO
         s.rmap[RT_ENTRIES] -= ONE
         s.rmap[node + USED] -= ONE
 
 
 @apart
-def unlink_alias(s: State, slot: Word, named: Word, descriptor: Word) -> None:
-    """Take ``descriptor`` off the chain ``named``."""
+def unlink_alias(s: State, slot: Word, named: Word, entry: Word) -> None:
+    """Take ``entry`` off the chain ``named``."""
     before = ZERO
-    while named & CHAIN != ZERO and s.rmap[named & ~CHAIN] != descriptor:
+    while named & CHAIN != ZERO and s.rmap[named & ~CHAIN] != entry:
         s.count[NODES_VISITED] += 1
         before = named & ~CHAIN
         named = s.rmap[before + ONE]
     following = ZERO
     if named & CHAIN != ZERO:
         _gone, following = chain_pop(s, named)
-    elif named != descriptor:
+    elif named != entry:
         return
     if before == ZERO:
         s.rmap[slot] = following

@@ -1,17 +1,17 @@
 """``reverse_table``: a page-table-shaped radix over canonical IPA. This project, 2026.
 
 Idea: canonical IPA indexes a radix tree shaped like the page table itself. Where a leaf of that size would
-stand, a word holds the *index of the shadow descriptor*: an unmap reads the words above and the subtree
-below its range and clears the descriptors they name, without walking any shadow table. Two recorded leaves
-are disjoint or nested, because each is aligned in both spaces; so a slot for each size class is exact:
-nothing splits, merges or spans. Aliases hang in a chain off the same word. ``side[descriptor]`` remembers
-the canonical address, so that a TLBI unlinks exactly, and the *generation* of its MMU. A wiped MMU gets a
-new generation and is done: its entries are stale. A leaf node begins small and grows with what is in it.
+stand, a word holds the *index of the shadow descriptor* and the *generation* of its MMU: an unmap reads the
+words above and the subtree below its range and clears the descriptors they name, without walking any shadow
+table. Two recorded leaves are disjoint or nested, because each is aligned in both spaces; so a slot for each
+size class is exact: nothing splits, merges or spans. Aliases hang in a chain off the same word.
+``side[descriptor]`` remembers the canonical address, so that a TLBI unlinks exactly. A wiped MMU gets a new
+generation and is done: its entries are stale. A leaf node begins small and grows with what is in it.
 Guarantees: exact under aliases within and across MMUs and for every mix of sizes. Ageing and write
 protection use the same lookup and leave the record as it is. A stale entry is never acted on: the MMU that
 owns its descriptor now has another generation. It goes when an unmap meets it or when its descriptor is
 filled again, so there is at most one entry a descriptor; the footprint has it until then. When the
-numbers run out, after four million wipes, one pass over the record renumbers what lives.
+numbers run out, after 65,000 wipes, one pass over the record renumbers what lives.
 Fails by memory beside the descriptors: ``side`` has a word for each of a shadow table, used or not, so a
 table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken: its next
 unmap takes it whole, once, and heals it.
@@ -21,7 +21,7 @@ of them, which need a full leaf, 65.
 Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
 for read and run side by side. They read the words down from the root, and write (a) a child word that was
 0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
-compare-and-swap from what they read there to their descriptor, or to a chain node in front of it, and
+compare-and-swap from what they read there to their entry, or to a chain node in front of it, and
 again if they lost; in a small leaf, an item into a place that was 0, the same way, or the next place if
 they lost (two items of one page are two aliases, so nobody has to look for the other); (c) ``side`` of a
 descriptor, which only the CPU that has just installed that leaf writes; (d) use counts and sums, by atomic
@@ -47,11 +47,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.arch.regime import Regime, entry_size, level_shift
+from shadowmmu.arch.regime import Regime, level_shift
 from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
-from shadowmmu.designs.actions import act_on_whole_mmu, clear_leaf_bits
+from shadowmmu.designs.actions import act_on_whole_mmu
 from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.reverse_entries import (
+    DESCRIPTOR,
     GENERATION,
     M_BROKEN,
     M_GENERATION,
@@ -60,6 +61,7 @@ from shadowmmu.designs.reverse_entries import (
     OVER,
     count_gone,
     count_stale,
+    entry_of,
     entry_owner,
     next_generation,
     set_broken,
@@ -68,17 +70,18 @@ from shadowmmu.designs.reverse_entries import (
     side_word,
 )
 from shadowmmu.designs.reverse_leaves import (
-    DESCRIPTOR,
+    ENTRY,
     INDEX_SHIFT,
     LEAF_LEVEL,
+    Leaf,
     count_small,
     drop_leaf,
+    find_leaf,
     is_small,
     leaf_link,
     leaf_names,
     leaf_node,
     leaf_unlink,
-    next_leaf_place,
     small_end,
     sort_small,
     word_names,
@@ -94,7 +97,6 @@ from shadowmmu.designs.reverse_nodes import (
     RT_FLUSH_MMU,
     RT_FLUSH_START,
     RT_GENERATION,
-    RT_ROOT,
     RT_STALE,
     RT_STAMP,
     USED,
@@ -103,14 +105,13 @@ from shadowmmu.designs.reverse_nodes import (
     drop_empty_nodes,
     entry_index,
     find_node,
-    link_descriptor,
+    link_entry,
     make_node,
-    next_slot,
     record_slot,
     reverse_init,
-    root_entries,
-    unlink_descriptor,
+    unlink_entry,
 )
+from shadowmmu.designs.reverse_update import RENUMBER, update_entries
 from shadowmmu.machine.calls import GFP_NOWAIT, allocation_fails
 from shadowmmu.machine.counters import (
     BROKEN,
@@ -134,9 +135,6 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
-
-RENUMBER: Final = 3
-"""An action beside those of the interface: give every entry the new number of its MMU, or ``OVER``."""
 
 
 @kernel
@@ -163,13 +161,15 @@ def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
     if s.rmap[RT_STALE] != ZERO and s.side[word] != ZERO:
         forget_former(s, word)
     r = context_regime(s, CANONICAL)
+    generation = s.mmus[mmu, M_GENERATION]
     if level == LEAF_LEVEL:
-        leaf_link(s, r, canonical_ipa, word)
+        leaf_link(s, r, canonical_ipa, entry_of(word, generation))
     else:
         node = make_node(s, r, canonical_ipa, level)
-        link_descriptor(s, node, record_slot(s, r, node, level, entry_index(r, level, canonical_ipa)), word)
+        slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
+        link_entry(s, node, slot, entry_of(word, generation))
         s.rmap[RT_BLOCKS] += ONE
-    s.side[word] = side_word(canonical_ipa, level, s.mmus[mmu, M_GENERATION])
+    s.side[word] = side_word(canonical_ipa, level, generation)
     s.mmus[mmu, M_RECORDED] += ONE
 
 
@@ -189,18 +189,19 @@ def reverse_unlink(s: State, word: Word) -> None:
     before = s.rmap[RT_ENTRIES]
     canonical_ipa = side_canonical(recorded)
     level = side_level(recorded)
+    entry = entry_of(word, recorded & GENERATION)
     r = context_regime(s, CANONICAL)
     if level == LEAF_LEVEL:
-        leaf_unlink(s, r, canonical_ipa, word)
+        leaf_unlink(s, r, canonical_ipa, entry)
     else:
         node = find_node(s, r, canonical_ipa, level)
         if node != ZERO:
             slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-            unlink_descriptor(s, node, slot, word)
+            unlink_entry(s, node, slot, entry)
             drop_empty_nodes(s, r, node, level, canonical_ipa)
         s.rmap[RT_BLOCKS] -= before - s.rmap[RT_ENTRIES]
     if s.rmap[RT_ENTRIES] != before:
-        count_gone(s, entry_owner(s, word, recorded))
+        count_gone(s, entry_owner(s, entry))
 
 
 @kernel
@@ -220,7 +221,7 @@ def reverse_forget_mmu(s: State, mmu: int) -> None:
     """A shadow MMU is about to be wiped: its entries are stale from now on. O(1).
 
     Until ``reverse_settle`` it counts as broken: the wipe may give mmu_lock away with leaves still there.
-    Once in four million times the numbers run out: O(entries) then.
+    Once in 65,000 times the numbers run out: O(entries) then.
     """
     s.rmap[RT_STALE] += s.mmus[mmu, M_RECORDED]
     s.mmus[mmu, M_RECORDED] = ZERO
@@ -256,17 +257,17 @@ def flush_pending(s: State) -> None:
 
 
 @inline
-def clear_descriptor(s: State, descriptor: Word) -> int:
+def clear_entry(s: State, entry: Word) -> int:
     """An entry has gone: clear its shadow leaf, and gather the invalidation with its neighbours'; 1.
 
     0 if the entry was stale: there is nothing to clear.
     """
-    owner = entry_owner(s, descriptor, s.side[descriptor])
-    s.side[descriptor] = ZERO
+    owner = entry_owner(s, entry)
+    s.side[entry & DESCRIPTOR] = ZERO
     if owner == CANONICAL:
         count_stale(s, ONE)
         return 0
-    clear_live(s, descriptor, owner)
+    clear_live(s, entry & DESCRIPTOR, owner)
     return 1
 
 
@@ -296,10 +297,10 @@ def clear_named(s: State, named: Word) -> int:
     removed = 0
     while named & CHAIN != ZERO:
         s.count[NODES_VISITED] += 1
-        descriptor, named = chain_pop(s, named)
-        removed += clear_descriptor(s, descriptor)
+        entry, named = chain_pop(s, named)
+        removed += clear_entry(s, entry)
     if named != ZERO:
-        removed += clear_descriptor(s, named)
+        removed += clear_entry(s, named)
     return removed
 
 
@@ -345,7 +346,7 @@ def clear_items(s: State, child: Word, first: Word, last: Word) -> int:
         if item != ZERO and first <= index and index <= last:
             s.rmap[at] = ZERO
             s.rmap[node + USED] -= ONE
-            removed += clear_descriptor(s, item & DESCRIPTOR)
+            removed += clear_entry(s, item & ENTRY)
         at += ONE
     return removed
 
@@ -370,12 +371,12 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
             if named & CHAIN != ZERO:
                 removed += clear_named(s, named)
             else:
-                owner = entry_owner(s, named, s.side[named])
-                s.side[named] = ZERO
+                owner = entry_owner(s, named)
+                s.side[named & DESCRIPTOR] = ZERO
                 if owner == CANONICAL:
                     stale += ONE
                 else:
-                    clear_live(s, named, owner)
+                    clear_live(s, named & DESCRIPTOR, owner)
                     removed += 1
         slot += ONE
     s.rmap[child + USED] -= gone
@@ -385,40 +386,16 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
 
 
 @inline
-def lone_word(s: State, r: Regime, canonical_ipa: Word) -> Word:
-    """Where the word of a page stands; 0 if a block is recorded above, or the leaf is small or may go."""
-    stride = U64(r.stride)
-    shift = U64(r.page_shift) + stride * U64(LEAF_LEVEL - r.start_level)
-    blocks = s.rmap[RT_BLOCKS]
-    node = s.rmap[RT_ROOT]
-    index = canonical_ipa >> shift
-    heads = ZERO
-    while shift > U64(r.page_shift):
-        place = child_slot(node, index)
-        node = s.rmap[place]
-        if node == ZERO:
-            return ZERO
-        if blocks != ZERO and s.rmap[place + (heads if heads != ZERO else root_entries(s, r))] != ZERO:
-            return ZERO
-        heads = ONE << stride
-        shift -= stride
-        index = (canonical_ipa >> shift) & (heads - ONE)
-    if is_small(node) or s.rmap[node + USED] == ONE:
-        return ZERO
-    return child_slot(node, index)
-
-
-@inline
-def clear_lone(s: State, r: Regime, slot: Word, canonical_ipa: Word) -> int:
+def clear_lone(s: State, r: Regime, leaf: Leaf) -> int:
     """Clear what the word of one page names, which is one leaf or none; how many shadow leaves went."""
+    slot = child_slot(leaf.child, leaf.page)
     named = s.rmap[slot]
     s.count[NODES_VISITED] += LEAF_LEVEL + 1 - r.start_level
     if named == ZERO:
         return 0
     s.rmap[slot] = ZERO
-    node = slot - NODE_HEADER - entry_index(r, LEAF_LEVEL, canonical_ipa)
-    s.rmap[node + USED] -= ONE
-    removed = clear_descriptor(s, named)
+    s.rmap[leaf.child + USED] -= ONE
+    removed = clear_entry(s, named)
     flush_pending(s)
     return removed
 
@@ -436,9 +413,10 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
         removed = heal_broken(s, may_block)
     r = context_regime(s, CANONICAL)
     if end - start == ONE << U64(r.page_shift):
-        slot = lone_word(s, r, start)
-        if slot != ZERO and s.rmap[slot] & CHAIN == ZERO:
-            return removed + clear_lone(s, r, slot, start)
+        leaf = find_leaf(s, start, s.rmap[RT_BLOCKS])
+        if leaf.child != ZERO and not is_small(leaf.child) and s.rmap[leaf.child + USED] > ONE:
+            if s.rmap[child_slot(leaf.child, leaf.page)] & CHAIN == ZERO:
+                return removed + clear_lone(s, r, leaf)
     return removed + unmap_range(s, r, start, end)
 
 
@@ -474,97 +452,6 @@ def unmap_range(s: State, r: Regime, start: Word, end: Word) -> int:
     return removed
 
 
-@inline
-def update_entry(s: State, descriptor: Word, action: int) -> int:
-    """Age or protect the leaf of a live entry, or renumber an entry; 1 if a leaf changed."""
-    recorded = s.side[descriptor]
-    owner = entry_owner(s, descriptor, recorded)
-    if action == RENUMBER:
-        number = OVER if owner == CANONICAL else OVER + U64(owner)
-        s.side[descriptor] = (recorded & ~GENERATION) | number
-        return 0
-    if owner == CANONICAL:
-        return 0
-    return clear_leaf_bits(s, descriptor, action)
-
-
-@kernel
-def update_slot(s: State, named: Word, action: int) -> int:
-    """``update_entry`` for all that a record word names; how many leaves changed."""
-    changed = 0
-    while named & CHAIN != ZERO:
-        s.count[NODES_VISITED] += 1
-        changed += update_entry(s, s.rmap[named & ~CHAIN], action)
-        named = s.rmap[(named & ~CHAIN) + ONE]
-    if named != ZERO:
-        changed += update_entry(s, named, action)
-    return changed
-
-
-@kernel
-def update_leaf(s: State, r: Regime, child: Word, start: Word, end: Word, action: int) -> int:
-    """``update_entry`` for what a leaf names for canonical [start, end); how many leaves changed."""
-    first = entry_index(r, LEAF_LEVEL, start)
-    last = entry_index(r, LEAF_LEVEL, end - ONE)
-    changed = 0
-    if is_small(child):
-        count_small(s, child)
-        at = leaf_node(child) + NODE_HEADER
-        stop = small_end(child)
-        while at < stop:
-            item = s.rmap[at]
-            index = item >> INDEX_SHIFT
-            if item != ZERO and first <= index and index <= last:
-                changed += update_entry(s, item & DESCRIPTOR, action)
-            at += ONE
-        return changed
-    at = child_slot(child, first)
-    stop = child_slot(child, last)
-    while at <= stop:
-        s.count[NODES_VISITED] += 1
-        changed += update_slot(s, s.rmap[at], action)
-        at += ONE
-    return changed
-
-
-@kernel
-def update_entries(s: State, start: Word, end: Word, action: int) -> int:
-    """``update_entry`` for all over canonical [start, end). O(levels + words of the range + leaves)."""
-    r = context_regime(s, CANONICAL)
-    changed = 0
-    for level in range(r.start_level, LEAF_LEVEL):
-        ipa = start
-        while ipa < end:
-            slot = next_slot(s, r, level, ipa, end)
-            if slot.node == ZERO:
-                break
-            ipa = slot.canonical_ipa + entry_size(r, level)
-            changed += update_slot(s, s.rmap[slot.at], action)
-    ipa = start
-    while ipa < end:
-        leaf = next_leaf_place(s, r, ipa, end)
-        if leaf.place == ZERO:
-            break
-        changed += update_leaf(s, r, s.rmap[leaf.place], leaf.canonical_ipa, leaf.last, action)
-        ipa = leaf.last
-    return changed
-
-
-@kernel
-def reverse_update(s: State, start: Word, end: Word, may_block: bool, action: int) -> int:
-    """Age or protect every shadow leaf over canonical [start, end); how many changed. The record stays.
-
-    O(levels + words of the range + leaves), with whole MMUs where the record is not complete.
-    """
-    s.count[LOOKUPS] += 1
-    changed = 0
-    for mmu in range(1, shadow_mmus(s) + 1):
-        if s.mmus[mmu, M_BROKEN] != ZERO and shadow_valid(s, mmu):
-            s.count[FALLBACK_MMU] += 1
-            changed += act_on_whole_mmu(s, mmu, may_block, action)
-    return changed + update_entries(s, start, end, action)
-
-
 @kernel
 def reverse_covers(s: State, mmu: int, canonical_ipa: Word, level: int, word: Word) -> bool:
     """Whether a live entry names the descriptor of a leaf, or its MMU is known to be incomplete."""
@@ -572,16 +459,17 @@ def reverse_covers(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
         return True
     if s.side[word] & GENERATION != s.mmus[mmu, M_GENERATION]:
         return False
+    entry = entry_of(word, s.mmus[mmu, M_GENERATION])
     before = s.count[NODES_VISITED]
     r = context_regime(s, CANONICAL)
     found = False
     if level == LEAF_LEVEL:
-        found = leaf_names(s, r, canonical_ipa, word)
+        found = leaf_names(s, r, canonical_ipa, entry)
     else:
         node = find_node(s, r, canonical_ipa, level)
         if node != ZERO:
             slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-            found = word_names(s, s.rmap[slot], word)
+            found = word_names(s, s.rmap[slot], entry)
     s.count[NODES_VISITED] = before
     return found
 

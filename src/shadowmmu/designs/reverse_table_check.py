@@ -14,7 +14,9 @@ from shadowmmu.arch.stage2 import TABLE_TYPE, VALID
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.radix_check import RadixWalk, check_accounts, walk_radix
 from shadowmmu.designs.reverse_entries import (
+    DESCRIPTOR,
     GENERATION,
+    GENERATION_SHIFT,
     M_BROKEN,
     M_GENERATION,
     M_RECORDED,
@@ -64,6 +66,7 @@ class Recorded:
     level: int
     size: int
     word: int
+    generation: int = 0
 
 
 def shadow_leaves(state: State) -> list[ShadowLeaf]:
@@ -96,7 +99,8 @@ def recorded_leaves(state: State) -> list[Recorded]:
 
 
 def _recorded_side(entry: Recorded) -> int:
-    return entry.canonical_ipa >> 12 << int(SIDE_PAGE) | entry.level << int(SIDE_LEVEL)
+    page = entry.canonical_ipa >> 12
+    return page << int(SIDE_PAGE) | entry.level << int(SIDE_LEVEL) | entry.generation
 
 
 def is_live(state: State, entry: Recorded) -> bool:
@@ -104,9 +108,8 @@ def is_live(state: State, entry: Recorded) -> bool:
     entries = 1 << (int(state.regs[R_PAGE_SHIFT]) - 3)
     owner = int(state.frames[entry.word // entries, OWNER])
     mmu = owner & int(MMU_MASK)
-    generation = int(state.side[entry.word]) & int(GENERATION)
     shadow = owner & int(KIND_MASK) == int(KIND_TABLE) and mmu != CANONICAL
-    return shadow and generation == int(state.mmus[mmu, M_GENERATION])
+    return shadow and entry.generation == int(state.mmus[mmu, M_GENERATION])
 
 
 def check_reverse_table(state: State) -> None:
@@ -123,7 +126,7 @@ def check_reverse_table(state: State) -> None:
     assert chained == walk.hanging, f"{walk.hanging} chain nodes, miscounted"
     mmus = range(1, shadow_mmus(state) + 1)
     complete = {mmu for mmu in mmus if not state.mmus[mmu, M_BROKEN]}
-    check_inverse(state, entries, {entry.word: _recorded_side(entry) for entry in entries}, int(GENERATION))
+    check_inverse(state, entries, {entry.word: _recorded_side(entry) for entry in entries})
     live = [entry for entry in entries if is_live(state, entry)]
     check_named_leaves(state, live, complete)
     _check_generations(state, entries, live)
@@ -144,7 +147,7 @@ def _check_generations(state: State, entries: list[Recorded], live: list[Recorde
     assert all(1 < number <= last for number in given), f"generations {given} after {last}"
     assert int(state.mmus[CANONICAL, M_GENERATION]) == 0, "the canonical MMU has a generation"
     for mmu, number in zip(mmus, given, strict=True):
-        held = sum(int(state.side[entry.word]) & int(GENERATION) == number for entry in entries)
+        held = sum(entry.generation == number for entry in entries)
         counted = int(state.mmus[mmu, M_RECORDED])
         assert held == counted, f"shadow MMU {mmu}: {held} entries, {counted} counted"
 
@@ -162,10 +165,10 @@ def check_named_leaves(state: State, live: list[Recorded], complete: set[int]) -
             assert word in known, f"leaf {leaf.nested_ipa:#x} of shadow MMU {leaf.mmu} is not recorded"
 
 
-def check_inverse(state: State, entries: list[Recorded], inverse: dict[int, int], ignored: int = 0) -> None:
-    """Assert that no descriptor is named twice, and ``side``, but for some bits, holds ``inverse``."""
+def check_inverse(state: State, entries: list[Recorded], inverse: dict[int, int]) -> None:
+    """Assert that no descriptor is named twice, and ``side`` holds ``inverse``."""
     assert len(inverse) == len(entries), "a descriptor is named twice"
-    side = {int(word): int(state.side[word]) & ~ignored for word in np.flatnonzero(state.side)}
+    side = {int(word): int(state.side[word]) for word in np.flatnonzero(state.side)}
     assert side == inverse, f"side and record differ at {_difference(side, inverse)}"
 
 
@@ -175,14 +178,20 @@ def _difference(one: dict[int, int], other: dict[int, int]) -> str:
 
 def _entries(state: State, walk: RadixWalk) -> list[Recorded]:
     return [
-        Recorded(head.canonical_ipa, head.level, head.size, word)
+        Recorded(
+            head.canonical_ipa,
+            head.level,
+            head.size,
+            entry & int(DESCRIPTOR),
+            entry >> int(GENERATION_SHIFT) & int(GENERATION),
+        )
         for head in walk.heads
-        for word in _chain(state, walk, head.content)
+        for entry in _chain(state, walk, head.content)
     ]
 
 
 def _chain(state: State, walk: RadixWalk, content: int) -> list[int]:
-    """The descriptors a word names."""
+    """The entries a word names."""
     names = []
     while content & int(rn.CHAIN):
         node = content & ~int(rn.CHAIN)

@@ -14,7 +14,7 @@ from shadowmmu.arch.regime import stage2_start_level
 from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.designs.radix_check import check_accounts, walk_radix
 from shadowmmu.designs.reverse_leaves import (
-    DESCRIPTOR,
+    ENTRY,
     leaf_link,
     leaf_names,
     leaf_unlink,
@@ -48,7 +48,7 @@ def radix_act(s: State, kind: int, page: Word, number: Word) -> bool:
 
 
 class PageRadix:
-    """Sets of numbers (1 to 2**48 - 1) under the pages of an address space, shaped like a 4K page table.
+    """Sets of numbers (1 to 2**49 - 1) under the pages of an address space, shaped like a 4K page table.
 
     >>> radix = PageRadix()
     >>> radix.add(0x100, 7), radix.add(0x100, 8), radix.add(0x5555, 9)
@@ -80,8 +80,8 @@ class PageRadix:
     def _act(self, kind: int, page: int, number: int) -> bool:
         if not 0 <= page < self._pages:
             raise ValueError(f"page {page:#x} is not below {self._pages:#x}")
-        if not 0 < number <= int(DESCRIPTOR):
-            raise ValueError(f"number {number} is not in 1 .. 2**48 - 1")
+        if not 0 < number <= int(ENTRY):
+            raise ValueError(f"number {number} is not in 1 .. 2**49 - 1")
         while len(self._state.rmap) - int(self._state.rmap[RT_BUMP]) < ROOM:
             self._state = grow(self._state, "rmap")
         return bool(radix_act(self._state, kind, U64(page), U64(number)))

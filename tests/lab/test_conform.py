@@ -16,7 +16,7 @@ from shadowmmu.formats.answer import Answer, parse_answer
 from shadowmmu.formats.runs import KernelRun, bundled_run
 from shadowmmu.lab.conform import live
 from shadowmmu.lab.conform.compare import ConformReport, conform, conform_run
-from shadowmmu.lab.conform.generate import random_script
+from shadowmmu.lab.conform.generate import OTHER_SLOTS, random_script
 from shadowmmu.lab.conform.live import LiveOptions, run_live
 from shadowmmu.lab.conform.precondition import broken_precondition
 from shadowmmu.lab.conform.recorded import runs_of_folder
@@ -129,6 +129,21 @@ def test_generated_scenarios_are_of_the_language_and_keep_the_precondition(seed:
     assert script == random_script(seed, number, 30)
 
 
+def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_manner() -> None:
+    scripts = [random_script(1, number, 60) for number in range(120)]
+    lines = [line for script in scripts for line in script.splitlines()]
+    words = {line.split()[0] for line in lines}
+    assert {"memslot", "getlog", "clearlog", "harvest", "eager"} <= words
+    assert {"manual", "manual 1", "ring 256", "ring 256 bitmap"} <= set(lines)
+    made = [line.split() for line in lines if line.startswith("memslot")]
+    assert {len(line) for line in made} == {2, 5, 6}
+    assert {line[5] for line in made if len(line) == 6} == {"d", "r", "rd"}
+    places = [{line.split()[2] for line in s.splitlines() if line.startswith("memslot 1 ")} for s in scripts]
+    assert any(len(place) > 1 for place in places)
+    guest = [int(line.split()[2], 16) for line in lines if line.startswith("map ")]
+    assert any(canonical_ipa >= OTHER_SLOTS for canonical_ipa in guest)
+
+
 BEGIN = "mem 64M\nstart base 0 0\ns2 new 1\nmap 0x80000000 0x41000000 64k 3 rw\n"
 
 
@@ -148,12 +163,22 @@ BEGIN = "mem 64M\nstart base 0 0\ns2 new 1\nmap 0x80000000 0x41000000 64k 3 rw\n
         ("munmap 0x41000000 4k\nmmap 0x41000000 4k\nnop\n", ""),
         ("slot 0\nnop\nslot 1\n", "the guest's memory is not all there"),
         ("slot 0\n", "the memslot is left out"),
+        ("slot 0\nlog 1\nslot 1\n", "the memslot is left out"),
+        ("getlog\n", "memslot 0 logs nothing"),
+        ("log 1\nslot 0\nslot 1\ngetlog\nlog 0\n", ""),
+        ("memslot 1 0x90000000 1M 0x41000000 r\ngetlog 1\n", "memslot 1 logs nothing"),
+        ("memslot 1 0x90000000 1M 0x41000000 rd\ngetlog 1\n", ""),
     ],
 )
 def test_the_precondition_is_what_the_architecture_asks(lines: str, told: str) -> None:
     said = broken_precondition(parse_scenario(BEGIN + lines, "x"))
     assert told in said
     assert bool(told) == bool(said)
+
+
+def test_l2_runs_only_after_l1_wrote_its_stage_2() -> None:
+    scenario = parse_scenario("start base\ntouch r 0x80000000\n", "x")
+    assert broken_precondition(scenario) == "x:2: touch r 0x80000000: L2 runs before L1 wrote VTTBR_EL2"
 
 
 @given(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from shadowmmu.lab.conform.guest_tables import LEAF, PAGE, Pool, Root
+from shadowmmu.lab.conform.logs import Logs
+from shadowmmu.lab.conform.windows import Windows
 
 DATA: Final = 0x4100_0000
 DATA_BLOCKS: Final = 6
@@ -20,9 +22,12 @@ DATA_BLOCKS: Final = 6
 CODE_DATA: Final = 0x4200_0000
 """Pages that hold instructions: only ``ret`` writes them."""
 CODE_PAGES: Final = 16
+MEMORY: Final = 64 << 20
 NO_SLOT: Final = 0x5000_0000
 """A canonical IPA beyond the memory: an access there leaves to the VMM."""
 IDENTITY: Final = 0x4000_0000
+OTHER_SLOTS: Final = 0x8000_0000
+"""Where the memslots besides the first are."""
 CODE_NESTED: Final = 0x1_0000
 CODE_CANONICAL: Final = 0x4005_0000
 WINDOWS: Final = (0x80000000, 0x100000000, 0x180000000, 0x200000000, 0x280000000)
@@ -48,10 +53,13 @@ class Generator:
     pool: Pool = field(default_factory=Pool)
     current: int = 0
     backing: str = "base"
-    stage2: bool = True
-    logging: bool = False
     aged: bool = False
-    steps: int = 0
+    windows: Windows = field(init=False)
+    logs: Logs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.windows = Windows(self.rng, OTHER_SLOTS, (DATA, DATA + DATA_BLOCKS * BLOCK))
+        self.logs = Logs(self.rng)
 
     @property
     def root(self) -> Root:
@@ -72,6 +80,12 @@ class Generator:
         """A page of data, near the start of a block but for some."""
         near = NEAR if self.rng.random() < 0.9 else 512
         return self.block() + PAGE * self.rng.randrange(near)
+
+    def guest_page(self) -> int:
+        """A page of data as the guest finds it: in memslot 0, or in another."""
+        if self.windows.made and self.rng.random() < 0.3:
+            return self.windows.page(NEAR)
+        return self.page()
 
     def host_range(self) -> tuple[int, int]:
         """A canonical range for a call of the VMM: pages, blocks, or across the border of two blocks."""
@@ -94,7 +108,7 @@ class Generator:
             return self.root.window + PAGE * self.rng.randrange(512), 4
         piece = self.rng.choice(data)
         if piece.end - piece.start > 64 * PAGE:
-            canonical_ipa = self.page()
+            canonical_ipa = self.guest_page()
             nested_ipa = canonical_ipa - piece.offset
             if not piece.start <= nested_ipa < piece.end:
                 nested_ipa = piece.start + PAGE * self.rng.randrange(NEAR)
@@ -127,21 +141,26 @@ class Generator:
         area = self.rng.choice((0, 0, 0, 1)) if level > 1 else 2
         letters = self.rng.choice(ATTRIBUTES)
         if level == 1:
-            self._map_at(self.root.window + LEAF[1], IDENTITY, LEAF[1], 1, letters)
+            canonical_ipa = self.rng.choice((IDENTITY, OTHER_SLOTS)) if self.windows.made else IDENTITY
+            self._map_at(self.root.window + LEAF[1], canonical_ipa, LEAF[1], 1, letters)
             return
         if level == 2:
             count = self.rng.choice((1, 1, 2))
             start = self.root.window + BLOCK * (2 + self.rng.randrange(4)) if area else self.root.window
-            self._map_at(start, self.block(), BLOCK * min(count, 1 if not area else 2), 2, letters)
+            self._map_at(
+                start, self.guest_page() & -BLOCK, BLOCK * min(count, 1 if not area else 2), 2, letters
+            )
             return
         count = self.rng.choice((1, 2, 4, 8, 16))
         page = self.root.window + PAGE * self.rng.randrange(NEAR) + area * 2 * BLOCK
         if self.rng.random() < 0.1:
-            self._map_at(page & ~0xFFFF, self.page() & ~0xFFFF, 16 * PAGE, 3, letters.replace("-", "") + "c")
+            self._map_at(
+                page & ~0xFFFF, self.guest_page() & ~0xFFFF, 16 * PAGE, 3, letters.replace("-", "") + "c"
+            )
         elif self.rng.random() < 0.03:
             self._map_at(page, NO_SLOT, PAGE, 3, letters)
         else:
-            self._map_at(page, self.page(), count * PAGE, 3, letters)
+            self._map_at(page, self.guest_page(), count * PAGE, 3, letters)
 
     def _map_at(self, nested_ipa: int, canonical_ipa: int, size: int, level: int, letters: str) -> None:
         last = DATA + DATA_BLOCKS * BLOCK
@@ -244,14 +263,14 @@ class Generator:
         operation = self.rng.choice("rw")
         self.add("vm 0", f"codeat {CODE_CANONICAL:#x}")
         for _ in range(self.rng.choice((1, 2))):
-            self.add(f"touch {operation} {self.page():#x} 4096 {self.rng.choice((1, 2, 4))}")
+            self.add(f"touch {operation} {self.guest_page():#x} 4096 {self.rng.choice((1, 2, 4))}")
             if self.rng.random() < 0.4:
                 self.host_call()
         self.add("vm 1", f"codeat {CODE_NESTED:#x}")
 
     def own_access(self) -> None:
         """L1 itself loads, stores, or does nothing."""
-        place = self.page() + 8 * self.rng.randrange(512)
+        place = self.guest_page() + 8 * self.rng.randrange(512)
         self.add(
             self.rng.choice((f"poke {place:#x} {self.rng.getrandbits(32):#x}", f"peek {place:#x}", "nop"))
         )
@@ -263,6 +282,8 @@ class Generator:
         nested_ipa, room = self.mapped()
         count = self.rng.randint(1, room)
         operation = self.rng.choice("rwwr")
+        if self.logs.rings and room == 8 and self.rng.random() < 0.08:
+            operation, count = "w", 300
         va = nested_ipa + 8 * self.rng.randrange(16)
         if self.rng.random() < 0.02:
             va |= 1 << 39
@@ -319,12 +340,14 @@ class Generator:
         self.add(f"dontneed {where}", f"ret {where}")
 
     def logging_call(self) -> None:
-        """Dirty logging on or off, and its harvest."""
-        if self.logging and self.rng.random() < 0.7:
-            self.add("getlog")
-            return
-        self.logging = not self.logging
-        self.add(f"log {int(self.logging)}")
+        """Dirty logging on or off, and what the VMM reads of it."""
+        sizes = {slot: self.windows.made[slot].size for slot in self.windows.logging()}
+        if self.logs.on:
+            sizes[0] = MEMORY
+        if (sizes or self.logs.rings) and self.rng.random() < 0.75:
+            self.add(*self.logs.read(sizes))
+        else:
+            self.add(*self.logs.switch())
 
     def memslot(self) -> None:
         """The memslot goes and comes back; nothing of the guest runs meanwhile."""
@@ -332,6 +355,10 @@ class Generator:
         if self.rng.random() < 0.3:
             self.host_call()
         self.add("slot 1")
+
+    def window(self) -> None:
+        """A memslot besides the first comes, goes, moves, or its log begins or ends."""
+        self.add(*self.windows.change())
 
     def age(self) -> None:
         """The host marks pages idle."""
@@ -344,14 +371,17 @@ class Generator:
         """The machine, two to four roots with a first mapping each."""
         rng = self.rng
         self.backing = rng.choice(("base", "base", "base", "thp", "thp", "thp", "huge"))
-        self.add("mem 64M")
+        self.add(f"mem {MEMORY:#x}")
         vcpus = rng.choice((1, 1, 1, 2))
         if vcpus > 1:
             self.add(f"vcpus {vcpus}")
+        self.add(*self.logs.begin())
         self.add(f"start {self.backing} {rng.choice((0, 0, 0, 1))} {rng.choice((0, 0, 36, 40))}")
         self.add(f"ret {CODE_DATA:#x} {CODE_PAGES * PAGE:#x}")
         if rng.random() < 0.6:
             self.add(f"write {self.block():#x} {rng.choice(('64k', '2M', '2M'))}")
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            self.window()
         for number in range(rng.choice((1, 2, 3, 4))):
             self.new_root(number + 1, WINDOWS[number])
             self.map()
@@ -373,7 +403,8 @@ WEIGHTS: Final = {
     "change_permissions": 5,
     "execute": 3,
     "switch_stage2": 3,
-    "logging_call": 3,
+    "logging_call": 5,
+    "window": 3,
     "own_access": 2,
     "memslot": 1,
     "code_page_gone": 1,

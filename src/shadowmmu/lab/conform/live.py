@@ -20,7 +20,7 @@ from shadowmmu.oracles.rig import Rig, RigRun, check_script, observed
 
 BATCH: Final = 16
 """Scripts in one boot."""
-SETUP: Final = ("mem", "vcpus", "start")
+SETUP: Final = ("mem", "vcpus", "eager", "manual", "ring", "start")
 SCHEMA: Final = "shadowmmu.conform-live/1"
 
 

@@ -16,6 +16,9 @@ from shadowmmu.lab.conform.guest_tables import LEAF, PAGE, Pool, Root
 ALL: Final = 1 << 48
 GUEST_KINDS: Final = range(schema.NOP, schema.DONTNEED)
 STORES: Final = (schema.HOST_WRITE,)
+IN_L2: Final = (schema.TOUCH, schema.ENTER)
+OF_SLOT: Final = (schema.LOG, schema.GETLOG, schema.CLEARLOG)
+"""What the VMM asks of a memslot that is there."""
 IPA_FIELD: Final = (1 << 36) - 1
 RANGE_FIELD: Final = (1 << 37) - 1
 
@@ -30,6 +33,8 @@ class _Reader:
     root: Root | None = None
     holes: list[tuple[int, int]] = field(default_factory=list)
     slot: bool = True
+    logging: set[int] = field(default_factory=set)
+    """The memslots that log."""
 
     def select(self, at: int, vmid: int, vtcr: int) -> str:
         """L1 writes VTTBR_EL2."""
@@ -89,6 +94,8 @@ def _step(reader: _Reader, kind: int, operands: list[int]) -> str:
     a, b, c, d, _e, f = operands
     if (kind in GUEST_KINDS and not reader.slot) or (kind in (*GUEST_KINDS, *STORES) and reader.holes):
         return "the guest's memory is not all there"
+    if kind in IN_L2 and reader.root is None:
+        return "L2 runs before L1 wrote VTTBR_EL2"
     if kind == schema.SET_STAGE2:
         return reader.select(a, b, c)
     if kind == schema.MAP_GUEST:
@@ -104,4 +111,20 @@ def _step(reader: _Reader, kind: int, operands: list[int]) -> str:
         reader.holes = [hole for hole in reader.holes if not (a <= hole[0] and hole[1] <= a + b)]
     elif kind == schema.SLOT:
         reader.slot = bool(a)
+    else:
+        return _log(reader, kind, operands)
+    return ""
+
+
+def _log(reader: _Reader, kind: int, operands: list[int]) -> str:
+    """What the VMM does with memslots' logs: it reads only what KVM would give it."""
+    a, _b, c, _d, e, _f = operands
+    if kind in (schema.GETLOG, schema.CLEARLOG) and a not in reader.logging:
+        return f"memslot {a} logs nothing"
+    if kind in OF_SLOT and not reader.slot and (kind == schema.LOG or a == 0):
+        return "the memslot is left out"
+    if kind == schema.LOG:
+        reader.logging = reader.logging - {0} | ({0} if a else set())
+    elif kind == schema.MEMSLOT:
+        reader.logging = reader.logging - {a} | ({a} if c and e & schema.SLOT_LOGS else set())
     return ""

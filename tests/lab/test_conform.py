@@ -16,8 +16,9 @@ from shadowmmu.formats.answer import Answer, parse_answer
 from shadowmmu.formats.runs import KernelRun, bundled_run
 from shadowmmu.lab.conform import live
 from shadowmmu.lab.conform.compare import ConformReport, conform, conform_run
-from shadowmmu.lab.conform.generate import OTHER_SLOTS, random_script
+from shadowmmu.lab.conform.generate import random_script
 from shadowmmu.lab.conform.live import LiveOptions, run_live
+from shadowmmu.lab.conform.places import PLACES
 from shadowmmu.lab.conform.precondition import broken_precondition
 from shadowmmu.lab.conform.recorded import runs_of_folder
 from shadowmmu.lab.conform.shrink import Lines, shrink
@@ -129,6 +130,17 @@ def test_generated_scenarios_are_of_the_language_and_keep_the_precondition(seed:
     assert script == random_script(seed, number, 30)
 
 
+def test_generated_scenarios_have_every_backing_and_keep_l1_out_of_what_the_host_takes() -> None:
+    seen = set()
+    for number in range(80):
+        lines = [line.split() for line in random_script(2, number, 40).splitlines()]
+        backing = next(words[1] for words in lines if words[0] == "start")
+        seen.add(backing)
+        for name, start, *_rest in (w for w in lines if w[0] in ("dontneed", "munmap", "mprotect")):
+            assert int(start, 16) >= min(PLACES[backing].code, PLACES[backing].data), name
+    assert seen == set(PLACES)
+
+
 def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_manner() -> None:
     scripts = [random_script(1, number, 60) for number in range(120)]
     lines = [line for script in scripts for line in script.splitlines()]
@@ -141,7 +153,7 @@ def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_mann
     places = [{line.split()[2] for line in s.splitlines() if line.startswith("memslot 1 ")} for s in scripts]
     assert any(len(place) > 1 for place in places)
     guest = [int(line.split()[2], 16) for line in lines if line.startswith("map ")]
-    assert any(canonical_ipa >= OTHER_SLOTS for canonical_ipa in guest)
+    assert any(canonical_ipa >= 0xC000_0000 for canonical_ipa in guest)
 
 
 BEGIN = "mem 64M\nstart base 0 0\ns2 new 1\nmap 0x80000000 0x41000000 64k 3 rw\n"

@@ -14,24 +14,13 @@ from typing import Final
 
 from shadowmmu.lab.conform.guest_tables import LEAF, PAGE, Pool, Root
 from shadowmmu.lab.conform.logs import Logs
+from shadowmmu.lab.conform.places import BLOCK, PLACES, Places
 from shadowmmu.lab.conform.windows import Windows
 
-DATA: Final = 0x4100_0000
-DATA_BLOCKS: Final = 6
-"""2M blocks of data that the host takes away and changes; most accesses are to the first pages of each."""
-CODE_DATA: Final = 0x4200_0000
-"""Pages that hold instructions: only ``ret`` writes them."""
 CODE_PAGES: Final = 16
-MEMORY: Final = 64 << 20
-NO_SLOT: Final = 0x5000_0000
-"""A canonical IPA beyond the memory: an access there leaves to the VMM."""
-IDENTITY: Final = 0x4000_0000
-OTHER_SLOTS: Final = 0x8000_0000
-"""Where the memslots besides the first are."""
 CODE_NESTED: Final = 0x1_0000
 CODE_CANONICAL: Final = 0x4005_0000
 WINDOWS: Final = (0x80000000, 0x100000000, 0x180000000, 0x200000000, 0x280000000)
-BLOCK: Final = 1 << 21
 NEAR: Final = 24
 """Pages at the start of each block that scripts dwell on, so that events meet."""
 VTCR: Final = 0x8002_3559
@@ -53,12 +42,15 @@ class Generator:
     pool: Pool = field(default_factory=Pool)
     current: int = 0
     backing: str = "base"
+    places: Places = PLACES["base"]
     aged: bool = False
     windows: Windows = field(init=False)
     logs: Logs = field(init=False)
 
     def __post_init__(self) -> None:
-        self.windows = Windows(self.rng, OTHER_SLOTS, (DATA, DATA + DATA_BLOCKS * BLOCK))
+        self.backing = self.rng.choice(BACKINGS)
+        self.places = PLACES[self.backing]
+        self.windows = Windows(self.rng, self.places.slots, (self.places.data, self.places.end))
         self.logs = Logs(self.rng)
 
     @property
@@ -74,7 +66,7 @@ class Generator:
 
     def block(self) -> int:
         """A 2M block of data."""
-        return DATA + BLOCK * self.rng.randrange(DATA_BLOCKS)
+        return self.places.data + BLOCK * self.rng.randrange(self.places.blocks)
 
     def page(self) -> int:
         """A page of data, near the start of a block but for some."""
@@ -90,15 +82,19 @@ class Generator:
     def host_range(self) -> tuple[int, int]:
         """A canonical range for a call of the VMM: pages, blocks, or across the border of two blocks."""
         kind = self.rng.random()
-        if self.backing == "huge" and kind < 0.85:
-            return self.block(), BLOCK
+        if self.places.hugetlb and kind < 0.85:
+            return self._hugetlb_page()
         if kind < 0.65:
             start = self.page()
             return start, PAGE * self.rng.choice((1, 1, 2, 4, 16))
         if kind < 0.85:
             return self.block(), BLOCK
-        start = DATA + BLOCK * self.rng.randrange(1, DATA_BLOCKS) - 4 * PAGE
+        start = self.places.data + BLOCK * self.rng.randrange(1, self.places.blocks) - 4 * PAGE
         return start, 8 * PAGE
+
+    def _hugetlb_page(self) -> tuple[int, int]:
+        """The hugetlb page that a page of data is in."""
+        return self.page() & -self.places.hugetlb, self.places.hugetlb
 
     def mapped(self) -> tuple[int, int]:
         """A nested page that is mapped now (or was, or never was), and how many may follow."""
@@ -117,7 +113,7 @@ class Generator:
         return nested_ipa, max(1, min(8, (piece.end - nested_ipa) // PAGE))
 
     def _executable(self, canonical_ipa: int) -> bool:
-        return CODE_DATA <= canonical_ipa < CODE_DATA + CODE_PAGES * PAGE
+        return self.places.code <= canonical_ipa < self.places.code + CODE_PAGES * PAGE
 
     # --- L1
 
@@ -141,7 +137,8 @@ class Generator:
         area = self.rng.choice((0, 0, 0, 1)) if level > 1 else 2
         letters = self.rng.choice(ATTRIBUTES)
         if level == 1:
-            canonical_ipa = self.rng.choice((IDENTITY, OTHER_SLOTS)) if self.windows.made else IDENTITY
+            around = (self.places.identity, self.places.slots)
+            canonical_ipa = self.rng.choice(around if self.windows.made else around[:1])
             self._map_at(self.root.window + LEAF[1], canonical_ipa, LEAF[1], 1, letters)
             return
         if level == 2:
@@ -158,12 +155,12 @@ class Generator:
                 page & ~0xFFFF, self.guest_page() & ~0xFFFF, 16 * PAGE, 3, letters.replace("-", "") + "c"
             )
         elif self.rng.random() < 0.03:
-            self._map_at(page, NO_SLOT, PAGE, 3, letters)
+            self._map_at(page, self.places.no_slot, PAGE, 3, letters)
         else:
             self._map_at(page, self.guest_page(), count * PAGE, 3, letters)
 
     def _map_at(self, nested_ipa: int, canonical_ipa: int, size: int, level: int, letters: str) -> None:
-        last = DATA + DATA_BLOCKS * BLOCK
+        last = self.places.end
         if level > 1 and canonical_ipa < last < canonical_ipa + size:
             size = last - canonical_ipa
         window = 0
@@ -207,7 +204,9 @@ class Generator:
 
     def change_permissions(self) -> None:
         """L1 writes the same outputs with other attributes."""
-        small = [p for p in self.root.live if p.end - p.start <= 2 * BLOCK and p.offset + p.start >= DATA]
+        small = [
+            p for p in self.root.live if p.end - p.start <= 2 * BLOCK and p.offset + p.start != CODE_CANONICAL
+        ]
         if not small:
             return
         piece = self.rng.choice(small)
@@ -294,8 +293,8 @@ class Generator:
         root = self.root
         start = root.window + 8 * BLOCK
         if not any(piece.start == start for piece in root.live):
-            self.add(f"map {start:#x} {CODE_DATA:#x} {CODE_PAGES * PAGE:#x} 3 rx")
-            root.map(self.pool, start, start + CODE_PAGES * PAGE, CODE_DATA - start, 3)
+            self.add(f"map {start:#x} {self.places.code:#x} {CODE_PAGES * PAGE:#x} 3 rx")
+            root.map(self.pool, start, start + CODE_PAGES * PAGE, self.places.code - start, 3)
         first = self.rng.randrange(CODE_PAGES - 4)
         self.add(f"touch x {start + first * PAGE:#x} 4096 {self.rng.randint(1, 4)}")
 
@@ -304,9 +303,9 @@ class Generator:
     def host_call(self) -> None:
         """The VMM takes memory away, gives it back, or changes what it is."""
         start, size = self.host_range()
-        call = self.rng.choice(HOST_CALLS[self.backing])
-        if self.backing == "huge" and call == "write":  # mprotect must not fail, or the store would
-            start, size = self.block(), BLOCK
+        call = self.rng.choice(HOST_CALLS["huge" if self.places.hugetlb else self.backing])
+        if self.places.hugetlb and call == "write":  # mprotect must not fail, or the store would
+            start, size = self._hugetlb_page()
         where = f"{start:#x} {size:#x}"
         if call == "mprotect":
             self.add(f"mprotect {where} {self.rng.choice(('r', 'rw', 'rw', '-'))}")
@@ -336,16 +335,16 @@ class Generator:
 
     def code_page_gone(self) -> None:
         """The host drops pages of instructions and the VMM writes them again."""
-        where = f"{CODE_DATA + PAGE * self.rng.randrange(CODE_PAGES - 2):#x} {PAGE * 2:#x}"
+        where = f"{self.places.code + PAGE * self.rng.randrange(CODE_PAGES - 2):#x} {PAGE * 2:#x}"
         self.add(f"dontneed {where}", f"ret {where}")
 
     def logging_call(self) -> None:
         """Dirty logging on or off, and what the VMM reads of it."""
         sizes = {slot: self.windows.made[slot].size for slot in self.windows.logging()}
         if self.logs.on:
-            sizes[0] = MEMORY
+            sizes[0] = self.places.memory
         if (sizes or self.logs.rings) and self.rng.random() < 0.75:
-            self.add(*self.logs.read(sizes))
+            self.add(*self.logs.read(sizes, self.block()))
         else:
             self.add(*self.logs.switch())
 
@@ -370,14 +369,13 @@ class Generator:
     def begin(self) -> None:
         """The machine, two to four roots with a first mapping each."""
         rng = self.rng
-        self.backing = rng.choice(("base", "base", "base", "thp", "thp", "thp", "huge"))
-        self.add(f"mem {MEMORY:#x}")
+        self.add(f"mem {self.places.memory >> 20}M")
         vcpus = rng.choice((1, 1, 1, 2))
         if vcpus > 1:
             self.add(f"vcpus {vcpus}")
         self.add(*self.logs.begin())
         self.add(f"start {self.backing} {rng.choice((0, 0, 0, 1))} {rng.choice((0, 0, 36, 40))}")
-        self.add(f"ret {CODE_DATA:#x} {CODE_PAGES * PAGE:#x}")
+        self.add(f"ret {self.places.code:#x} {CODE_PAGES * PAGE:#x}")
         if rng.random() < 0.6:
             self.add(f"write {self.block():#x} {rng.choice(('64k', '2M', '2M'))}")
         for _ in range(rng.choice((0, 0, 1, 2))):
@@ -393,6 +391,12 @@ class Generator:
         action()
 
 
+BACKINGS: Final = (
+    *("base",) * 6,
+    *("thp",) * 6,
+    *("huge", "huge"),
+    *("huge-cont-pte", "huge-cont-pmd", "huge-pud"),
+)
 WEIGHTS: Final = {
     "touch": 34,
     "host_call": 22,

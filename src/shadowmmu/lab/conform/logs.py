@@ -9,6 +9,8 @@ from typing import Final
 from shadowmmu.lab.conform.guest_tables import PAGE
 
 MANNERS: Final = ((), (), (), ("manual",), ("manual 1",), ("ring 256",), ("ring 256 bitmap",))
+RAM: Final = 0x4000_0000
+"""Where memslot 0 is."""
 CHUNKS: Final = ("4k", "2M", "1G")
 """Of eager splitting: a page, a block, a gigabyte."""
 
@@ -43,25 +45,22 @@ class Logs:
         self.on = not self.on
         return [f"log {int(self.on)}"]
 
-    def read(self, sizes: dict[int, int]) -> list[str]:
-        """The VMM reads, or protects again, what memslots of these sizes have logged."""
+    def read(self, sizes: dict[int, int], block: int) -> list[str]:
+        """The VMM reads, or protects, what memslots of these sizes logged; of memslot 0 about ``block``."""
         if self.rings and (not self.bitmaps or not sizes or self.rng.random() < 0.7):
             return ["harvest"]
         if not sizes:
             return []
         slot = self.rng.choice(sorted(sizes))
         if self.manner and not self.rings and self.rng.random() < 0.6:
-            return [self._clear(slot, sizes[slot] // PAGE)]
+            return [self._clear(slot, sizes[slot] // PAGE, 0 if slot else (block - RAM) // PAGE)]
         return [f"getlog {slot}"]
 
-    def _clear(self, slot: int, pages: int) -> str:
+    def _clear(self, slot: int, pages: int, near: int) -> str:
         """KVM_CLEAR_DIRTY_LOG of all, of whole words of the bitmap, or of any pages."""
         how = self.rng.random()
         if how < 0.3:
             return f"clearlog {slot}"
-        if slot == 0:  # the data, not L1's image
-            first = 4096 + 512 * self.rng.randrange(6) + self.rng.choice((0, 0, 3, 60, 100))
-        else:
-            first = self.rng.choice((0, 0, pages // 2))
+        first = near + self.rng.choice((0, 0, 3, 60, 100) if near else (0, 0, pages // 2))
         count = self.rng.choice((64, 128, 512) if how < 0.6 else (1, 5, 24, 70))
         return f"clearlog {slot} {first} {min(count, pages - first)}"

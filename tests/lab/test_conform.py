@@ -141,6 +141,26 @@ def test_generated_scenarios_have_every_backing_and_keep_l1_out_of_what_the_host
     assert seen == set(PLACES)
 
 
+def test_generated_scenarios_let_vcpus_take_turns() -> None:
+    scripts = [random_script(3, number, 60).splitlines() for number in range(40)]
+    several = [script for script in scripts if any(line.startswith("vcpus") for line in script)]
+    words = {line.split()[0] for script in several for line in script}
+    assert {"vcpu", "enter", "preempt", "exit", "wfi", "resume", "reset"} <= words
+    assert not any(line.split()[0] in ("vcpu", "enter") for s in scripts if s not in several for line in s)
+
+
+def test_a_tlbi_of_one_pe_is_enough_for_one_vcpu_alone() -> None:
+    lines = "unmap 0x80000000 4k 3\ntlbi 7 0x80000\nmap 0x80000000 0x41008000 4k 3 rw\n"
+    assert broken_precondition(parse_scenario(BEGIN + lines, "x")) == ""
+    several = BEGIN.replace("start", "vcpus 2\nstart")
+    assert "changes without a TLBI" in broken_precondition(parse_scenario(several + lines, "x"))
+    other = lines.replace("tlbi 7 0x80000", "vcpu 1\ns2 0x40100000 1\ntlbi 0 0x80000\nvcpu 0")
+    assert broken_precondition(parse_scenario(several + other, "x")) == ""
+    assert "L2 runs before" in broken_precondition(parse_scenario(several + "vcpu 1\nenter\n", "x"))
+    reset = "reset\ntouch r 0x80000000\n"
+    assert "L2 runs before" in broken_precondition(parse_scenario(several + reset, "x"))
+
+
 def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_manner() -> None:
     scripts = [random_script(1, number, 60) for number in range(120)]
     lines = [line for script in scripts for line in script.splitlines()]

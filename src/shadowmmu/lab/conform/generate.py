@@ -28,6 +28,10 @@ VTCR_36_BITS: Final = 0x8002_355C
 VTCR_ACCESS_FLAG: Final = VTCR | 1 << 21
 """VTCR_EL2.HA: the walk sets access flags."""
 ATTRIBUTES: Final = ("rw", "rw", "rw", "rw", "rwx", "r", "rx", "w", "-", "rwa", "ra", "x")
+RUNS_GUEST: Final = frozenset(
+    ("s2", "code", "map", "unmap", "tlbi", "vm", "poke", "peek", "nop", "touch", "reset")
+)
+"""Commands that take a vCPU out of L2 first."""
 DRAIN: Final = ("dontneed 0x43e00000 2M", "write 0x43e00000 2M")
 """New pages push those that wait in the CPU's batch on their LRU list, where page_idle looks."""
 
@@ -40,7 +44,13 @@ class Generator:
     lines: list[str] = field(default_factory=list)
     roots: list[Root] = field(default_factory=list)
     pool: Pool = field(default_factory=Pool)
-    current: int = 0
+    vcpus: int = 1
+    vcpu: int = 0
+    """The vCPU that lines are about."""
+    current: dict[int, int] = field(default_factory=dict)
+    """The root that VTTBR_EL2 of each vCPU names."""
+    in_l2: set[int] = field(default_factory=set)
+    """The vCPUs that stand in L2, out of KVM_RUN or asleep."""
     backing: str = "base"
     places: Places = PLACES["base"]
     aged: bool = False
@@ -56,11 +66,13 @@ class Generator:
     @property
     def root(self) -> Root:
         """The root that VTTBR_EL2 names."""
-        return self.roots[self.current]
+        return self.roots[self.current[self.vcpu]]
 
     def add(self, *lines: str) -> None:
-        """Append lines to the script."""
+        """Append lines to the script; L1 and L2 run only on a vCPU that does not stand in L2 afterwards."""
         self.lines += lines
+        if any(line.split()[0] in RUNS_GUEST for line in lines):
+            self.in_l2.discard(self.vcpu)
 
     # --- places
 
@@ -122,13 +134,13 @@ class Generator:
         vtcr = self.rng.choice((VTCR, VTCR, VTCR, VTCR_36_BITS, VTCR_ACCESS_FLAG))
         root = Root(self.pool.take(), vmid, vtcr, window)
         self.roots.append(root)
-        self.current = len(self.roots) - 1
+        self.current[self.vcpu] = len(self.roots) - 1
         self.add(f"vtcr {vtcr:#x}", f"s2 new {vmid}", f"code {CODE_NESTED:#x}")
         root.map(self.pool, CODE_NESTED, CODE_NESTED + PAGE, CODE_CANONICAL - CODE_NESTED, 3)
 
     def select(self) -> None:
         """L1 writes VTTBR_EL2 with a root it has."""
-        self.current = self.rng.randrange(len(self.roots))
+        self.current[self.vcpu] = self.rng.randrange(len(self.roots))
         self.add(f"vtcr {self.root.vtcr:#x}", f"s2 {self.root.at:#x} {self.root.vmid}")
 
     def map(self) -> None:
@@ -193,14 +205,16 @@ class Generator:
                 for leaf in range(piece.start, piece.end, LEAF[piece.level]):
                     self.invalidate_leaf(leaf, piece.level)
         else:
-            self.add(f"tlbi {self.rng.choice((4, 4, 5, 8))} 0")
+            self.add(f"tlbi {self.rng.choice((4, 4, 5, 4 if self.vcpus > 1 else 8))} 0")
         for piece in held:
             root.invalidated(piece.start, piece.end)
 
     def invalidate_leaf(self, nested_ipa: int, level: int) -> None:
         """A TLBI by IPA of one leaf; now and then with its level."""
         hint = (4 | level) << 44 if self.rng.random() < 0.3 else 0
-        self.add(f"tlbi {self.rng.choice((0, 0, 1, 7))} {hint | nested_ipa >> 12:#x}")
+        self.add(
+            f"tlbi {self.rng.choice((0, 0, 1, 0 if self.vcpus > 1 else 7))} {hint | nested_ipa >> 12:#x}"
+        )
 
     def change_permissions(self) -> None:
         """L1 writes the same outputs with other attributes."""
@@ -248,14 +262,16 @@ class Generator:
         elif kind in (4, 5, 8):
             self.add(f"tlbi {kind} 0")
             for one in self.roots if kind == 5 else [root]:
-                one.invalidated(0, 1 << 48)
+                if kind != 8 or self.vcpus == 1:
+                    one.invalidated(0, 1 << 48)
         elif kind == 6:
             self.add("tlbi 6 0")
         else:
             if self.rng.random() < 0.02:
                 nested_ipa = 1 << 40
             self.add(f"tlbi {kind} {nested_ipa >> 12:#x}")
-            root.invalidated(nested_ipa, nested_ipa + PAGE)
+            if kind != 7 or self.vcpus == 1:
+                root.invalidated(nested_ipa, nested_ipa + PAGE)
 
     def switch_stage2(self) -> None:
         """L1 turns L2's stage 2 off, runs it at canonical addresses, and turns it on again."""
@@ -297,6 +313,53 @@ class Generator:
             root.map(self.pool, start, start + CODE_PAGES * PAGE, self.places.code - start, 3)
         first = self.rng.randrange(CODE_PAGES - 4)
         self.add(f"touch x {start + first * PAGE:#x} 4096 {self.rng.randint(1, 4)}")
+
+    # --- vCPUs
+
+    def switch_vcpu(self) -> None:
+        """Go on on another vCPU; L1 gives it a root when it has none."""
+        if self.vcpus == 1:
+            self.touch()
+            return
+        self.vcpu = self.rng.choice([n for n in range(self.vcpus) if n != self.vcpu])
+        self.add(f"vcpu {self.vcpu}")
+        if self.vcpu not in self.current:
+            self.select()
+
+    def turn(self) -> None:
+        """A vCPU enters L2, leaves it, sleeps, comes back; or it is reset."""
+        if self.vcpus == 1:
+            self.touch()
+        elif self.vcpu in self.in_l2:
+            self.add("resume", self.rng.choice(("exit", "wfi")))
+        elif self.rng.random() < 0.15:
+            self.add("nop", "reset")
+            self.select()
+        else:
+            self.add("enter")
+            how = self.rng.choice(("exit", "wfi", "preempt", "preempt"))
+            self.add(how)
+            self.in_l2.add(self.vcpu)
+            if how == "preempt":
+                self._meanwhile()
+            elif self.rng.random() < 0.5:
+                self.add("resume", self.rng.choice(("exit", "wfi")))
+
+    def _meanwhile(self) -> None:
+        """Others go on while a vCPU is scheduled out in L2; nothing that would let the rig's reader sleep."""
+        out = self.vcpu
+        self.switch_vcpu()
+        for _ in range(self.rng.randint(1, 4)):
+            self.rng.choice((self.touch, self.touch, self.map, self.unmap, self.invalidate, self.select))()
+            if self.rng.random() < 0.3:
+                start, size = self._hugetlb_page() if self.places.hugetlb else (self.page(), PAGE)
+                self.add(f"{self.rng.choice(('dontneed', 'mprotect'))} {start:#x} {size:#x}")
+        self.vcpu = out
+        self.add(f"vcpu {out}")
+        if self.rng.random() < 0.5:
+            self.add("exit")
+        else:
+            self.touch()
 
     # --- the host
 
@@ -370,9 +433,9 @@ class Generator:
         """The machine, two to four roots with a first mapping each."""
         rng = self.rng
         self.add(f"mem {self.places.memory >> 20}M")
-        vcpus = rng.choice((1, 1, 1, 2))
-        if vcpus > 1:
-            self.add(f"vcpus {vcpus}")
+        self.vcpus = rng.choice((1, 1, 1, 1, 2, 2, 3))
+        if self.vcpus > 1:
+            self.add(f"vcpus {self.vcpus}")
         self.add(*self.logs.begin())
         self.add(f"start {self.backing} {rng.choice((0, 0, 0, 1))} {rng.choice((0, 0, 36, 40))}")
         self.add(f"ret {self.places.code:#x} {CODE_PAGES * PAGE:#x}")
@@ -406,6 +469,8 @@ WEIGHTS: Final = {
     "unmap": 5,
     "change_permissions": 5,
     "execute": 3,
+    "switch_vcpu": 6,
+    "turn": 5,
     "switch_stage2": 3,
     "logging_call": 5,
     "window": 3,

@@ -17,6 +17,8 @@ ALL: Final = 1 << 48
 GUEST_KINDS: Final = range(schema.NOP, schema.DONTNEED)
 STORES: Final = (schema.HOST_WRITE,)
 IN_L2: Final = (schema.TOUCH, schema.ENTER)
+LOCAL: Final = (7, 8)
+"""The TLBIs of one PE: IPAS2E1, VMALLS12E1."""
 OF_SLOT: Final = (schema.LOG, schema.GETLOG, schema.CLEARLOG)
 """What the VMM asks of a memslot that is there."""
 IPA_FIELD: Final = (1 << 36) - 1
@@ -30,11 +32,20 @@ class _Reader:
     pool: Pool = field(default_factory=Pool)
     roots: dict[int, Root] = field(default_factory=dict)
     vmids: dict[int, Root] = field(default_factory=dict)
-    root: Root | None = None
+    shared: bool = False
+    """Whether there are several vCPUs: what one PE invalidates for itself the others may hold."""
+    vcpu: int = 0
+    on: dict[int, Root] = field(default_factory=dict)
+    """What VTTBR_EL2 of each vCPU names."""
     holes: list[tuple[int, int]] = field(default_factory=list)
     slot: bool = True
     logging: set[int] = field(default_factory=set)
     """The memslots that log."""
+
+    @property
+    def root(self) -> Root | None:
+        """What VTTBR_EL2 of this vCPU names."""
+        return self.on.get(self.vcpu)
 
     def select(self, at: int, vmid: int, vtcr: int) -> str:
         """L1 writes VTTBR_EL2."""
@@ -45,7 +56,7 @@ class _Reader:
         owner = self.vmids.setdefault(vmid, root)
         if (owner is not root and owner.cached) or root.vmid != vmid or root.vtcr != vtcr:
             return f"VMID {vmid} changes its table without a TLBI"
-        self.vmids[vmid] = self.root = root
+        self.vmids[vmid] = self.on[self.vcpu] = root
         return ""
 
     def map(self, nested_ipa: int, canonical_ipa: int, size: int, level: int, window: int) -> str:
@@ -62,7 +73,7 @@ class _Reader:
 
     def invalidate(self, kind: int, value: int) -> None:
         """L1 executes a TLBI; what it covers is no longer cached."""
-        if self.root is None or kind == 6:
+        if self.root is None or kind == 6 or (kind in LOCAL and self.shared):
             return
         if kind == 5:
             for root in self.roots.values():
@@ -80,10 +91,11 @@ class _Reader:
 
 def broken_precondition(scenario: Scenario) -> str:
     """What a scenario breaks, with its place; empty if it keeps the precondition. O(events x mappings)."""
-    reader = _Reader()
+    reader = _Reader(shared=scenario.vcpus > 1)
     for index, event in enumerate(scenario.events):
         kind = int(event["kind"])
         operands = [int(event[name]) for name in schema.OPERANDS]
+        reader.vcpu = int(event["vcpu"])
         told = _step(reader, kind, operands)
         if told:
             return f"{scenario.where(index)}: {told}"
@@ -105,6 +117,8 @@ def _step(reader: _Reader, kind: int, operands: list[int]) -> str:
         reader.root.unmap(a, a + -(-b // span) * span)
     elif kind == schema.TLBI:
         reader.invalidate(a, b)
+    elif kind == schema.RESET:
+        reader.on.pop(reader.vcpu, None)
     elif kind == schema.MUNMAP:
         reader.holes.append((a, a + b))
     elif kind == schema.MMAP:

@@ -16,7 +16,7 @@ from shadowmmu.formats.answer import Answer, parse_answer
 from shadowmmu.formats.runs import KernelRun, bundled_run
 from shadowmmu.lab.conform import live
 from shadowmmu.lab.conform.compare import ConformReport, conform, conform_run
-from shadowmmu.lab.conform.generate import random_script
+from shadowmmu.lab.conform.generate import GENERATION, random_script
 from shadowmmu.lab.conform.live import LiveOptions, run_live
 from shadowmmu.lab.conform.places import PLACES
 from shadowmmu.lab.conform.precondition import broken_precondition
@@ -257,5 +257,6 @@ def test_live_runs_shrink_the_first_difference(monkeypatch: pytest.MonkeyPatch, 
     assert found.witness.script == "mem 64M\nstart base 0 0\npeek 0x41000008\n"
     saved = found.witness.save(tmp_path / "out")
     assert [path.suffix for path in saved] == [".scenario", ".txt", ".txt"]
+    assert found.to_json()["generation"] == GENERATION
     assert found.to_json()["witness"] == found.witness.script.splitlines()
     assert run_live(FakeRig(tmp_path), LiveOptions(runs=2)).witness is None

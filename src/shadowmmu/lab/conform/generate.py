@@ -1,5 +1,7 @@
 """Random scenarios for the rig and the model: everything that both sides support, from a seed.
 
+Memslots, logs and places by backing have modules of their own; here is what L1, L2, vCPUs and the host do.
+
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
 (``docs/conformance.md``): reading idle pages, and khugepaged once pages were marked idle.
@@ -17,6 +19,8 @@ from shadowmmu.lab.conform.logs import Logs
 from shadowmmu.lab.conform.places import BLOCK, PLACES, Places
 from shadowmmu.lab.conform.windows import Windows
 
+GENERATION: Final = 3
+"""Raised when a seed makes other scripts than before."""
 CODE_PAGES: Final = 16
 CODE_NESTED: Final = 0x1_0000
 CODE_CANONICAL: Final = 0x4005_0000
@@ -307,10 +311,24 @@ class Generator:
     def execute(self) -> None:
         """L2 executes where instructions are, mapped for it on first use."""
         root = self.root
+        if self.windows.made and self.rng.random() < 0.4:
+            self._execute_read_only()
+            return
         start = root.window + 8 * BLOCK
         if not any(piece.start == start for piece in root.live):
             self.add(f"map {start:#x} {self.places.code:#x} {CODE_PAGES * PAGE:#x} 3 rx")
             root.map(self.pool, start, start + CODE_PAGES * PAGE, self.places.code - start, 3)
+        first = self.rng.randrange(CODE_PAGES - 4)
+        self.add(f"touch x {start + first * PAGE:#x} 4096 {self.rng.randint(1, 4)}")
+
+    def _execute_read_only(self) -> None:
+        """L2 executes where a read-only memslot shows the instructions; L1 follows it when it moves."""
+        root = self.root
+        start = root.window + 10 * BLOCK
+        base, lines = self.windows.code(self.places.code)
+        self.add(*lines)
+        if not any(piece.start == start and start + piece.offset == base for piece in root.live):
+            self._map_at(start, base, CODE_PAGES * PAGE, 3, "rx")
         first = self.rng.randrange(CODE_PAGES - 4)
         self.add(f"touch x {start + first * PAGE:#x} 4096 {self.rng.randint(1, 4)}")
 

@@ -43,6 +43,8 @@ class Windows:
     memory: tuple[int, int]
     """Canonical IPAs of the data that they show, start and end."""
     made: dict[int, Window] = field(default_factory=dict)
+    instructions: Window | None = None
+    """The memslot that L2 executes from; it has the number after the others."""
 
     def change(self) -> list[str]:
         """One memslot comes, goes, moves, or its log begins or ends."""
@@ -59,6 +61,16 @@ class Windows:
             new = replace(old, base=base, logs=old.logs ^ (how != "move"))
         self.made[slot] = new
         return [new.line(slot)]
+
+    def code(self, memory: int) -> tuple[int, list[str]]:
+        """Where a read-only memslot shows the instructions at ``memory``, and what makes or moves it so."""
+        slot = MOST_WINDOWS + 1
+        old = self.instructions
+        if old is not None and self.rng.random() < 0.6:
+            return old.base, []
+        logs = self.rng.random() < 0.3 if old is None else old.logs
+        self.instructions = Window(self._base(slot), BLOCK, memory, read_only=True, logs=logs)
+        return self.instructions.base, [] if self.instructions == old else [self.instructions.line(slot)]
 
     def _base(self, slot: int) -> int:
         return self.first + (slot - 1) * REGION + self.rng.choice(BASES)

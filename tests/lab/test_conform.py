@@ -167,6 +167,11 @@ def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_mann
     words = {line.split()[0] for line in lines}
     assert {"memslot", "getlog", "clearlog", "harvest", "eager"} <= words
     assert {"manual", "manual 1", "ring 256", "ring 256 bitmap"} <= set(lines)
+    assert not any("eager 4k" in script and "huge-pud" in script for script in scripts)
+    told = [
+        [line for line in script.splitlines() if line.split()[0] in ("manual", "ring")] for script in scripts
+    ]
+    assert ["manual 1", "ring 256"] in told
     made = [line.split() for line in lines if line.startswith("memslot")]
     assert {len(line) for line in made} == {2, 5, 6}
     assert {line[5] for line in made if len(line) == 6} == {"d", "r", "rd"}

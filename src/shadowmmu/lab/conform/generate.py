@@ -432,8 +432,9 @@ class Generator:
     def memslot(self) -> None:
         """The memslot goes and comes back; nothing of the guest runs meanwhile."""
         self.add("slot 0")
-        if self.rng.random() < 0.3:
-            self.host_call()
+        for action in (self.host_call, self.window, self.window):
+            if self.rng.random() < 0.3:
+                action()
         self.add("slot 1")
 
     def window(self) -> None:
@@ -454,7 +455,7 @@ class Generator:
         self.vcpus = rng.choice((1, 1, 1, 1, 2, 2, 3))
         if self.vcpus > 1:
             self.add(f"vcpus {self.vcpus}")
-        self.add(*self.logs.begin())
+        self.add(*self.logs.begin(self.places.memory))
         self.add(f"start {self.backing} {rng.choice((0, 0, 0, 1))} {rng.choice((0, 0, 36, 40))}")
         self.add(f"ret {self.places.code:#x} {CODE_PAGES * PAGE:#x}")
         if rng.random() < 0.6:

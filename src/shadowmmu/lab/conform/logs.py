@@ -8,7 +8,13 @@ from typing import Final
 
 from shadowmmu.lab.conform.guest_tables import PAGE
 
-MANNERS: Final = ((), (), (), ("manual",), ("manual 1",), ("ring 256",), ("ring 256 bitmap",))
+MANNERS: Final = (
+    *((), (), (), (), (), ()),
+    *(("manual",), ("manual",), ("manual 1",), ("manual 1",)),
+    *(("ring 256",), ("ring 256",), ("ring 256 bitmap",), ("ring 256 bitmap",)),
+    *(("manual", "ring 256 bitmap"), ("manual 1", "ring 256 bitmap"), ("manual 1", "ring 256")),
+)
+LARGE: Final = 1 << 30
 RAM: Final = 0x4000_0000
 """Where memslot 0 is."""
 CHUNKS: Final = ("4k", "2M", "1G")
@@ -24,10 +30,11 @@ class Logs:
     on: bool = False
     """Whether memslot 0 logs."""
 
-    def begin(self) -> list[str]:
-        """What is said before ``start``."""
+    def begin(self, memory: int) -> list[str]:
+        """What is said before ``start`` of a VM with so many bytes: no chunk of which it has too many."""
         self.manner = self.rng.choice(MANNERS)
-        eager = [f"eager {self.rng.choice(CHUNKS)}"] if self.rng.random() < 0.35 else []
+        chunks = CHUNKS if memory < LARGE else CHUNKS[1:]
+        eager = [f"eager {self.rng.choice(chunks)}"] if self.rng.random() < 0.35 else []
         return [*eager, *self.manner]
 
     @property
@@ -38,7 +45,7 @@ class Logs:
     @property
     def bitmaps(self) -> bool:
         """Whether memslots have a bitmap that may be read."""
-        return self.manner != ("ring 256",)
+        return "ring 256" not in self.manner
 
     def switch(self) -> list[str]:
         """Memslot 0's log begins or ends."""
@@ -52,7 +59,7 @@ class Logs:
         if not sizes:
             return []
         slot = self.rng.choice(sorted(sizes))
-        if self.manner and not self.rings and self.rng.random() < 0.6:
+        if self.manner[:1] in (("manual",), ("manual 1",)) and self.rng.random() < 0.6:
             return [self._clear(slot, sizes[slot] // PAGE, 0 if slot else (block - RAM) // PAGE)]
         return [f"getlog {slot}"]
 

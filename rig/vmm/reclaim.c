@@ -18,6 +18,7 @@
 #define MPOL_MF_MOVE	2
 #define KSM_SCANS	4	/* checksum, insertion, merge, and one that finds nothing left */
 #define KHUGEPAGED_SCANS 2
+#define QUIET_US	10000	/* much more than a scan that finds nothing to collapse */
 
 static void set_file(const char *path, const char *text)
 {
@@ -51,6 +52,17 @@ static void wait_for(const char *counter, long scans)
 	}
 }
 
+/* Let a thread of the kernel come to its rest, after so many scans or more. */
+static void wait_for_rest(const char *counter, long least)
+{
+	long scans;
+
+	do {
+		scans = number_in(counter);
+		usleep(QUIET_US);
+	} while (scans < least || number_in(counter) != scans);
+}
+
 static void merge(void)
 {
 	set_file(KSM "smart_scan", "0");	/* which leaves out pages that did not merge before, more scans each time */
@@ -64,11 +76,15 @@ static void merge(void)
 
 static void collapse_all(void)
 {
+	long scans;
+
 	set_file(KHUGEPAGED "alloc_sleep_millisecs", "1");
 	set_file(KHUGEPAGED "pages_to_scan", "100000");
 	set_file(KHUGEPAGED "scan_sleep_millisecs", "1");
 	wait_for(KHUGEPAGED "full_scans", KHUGEPAGED_SCANS);
-	set_file(KHUGEPAGED "scan_sleep_millisecs", "4000000000");
+	scans = number_in(KHUGEPAGED "full_scans");
+	set_file(KHUGEPAGED "scan_sleep_millisecs", "4000000000");	/* which wakes it once more */
+	wait_for_rest(KHUGEPAGED "full_scans", scans + 1);
 	printf("khugepaged collapsed=%ld\n", number_in(KHUGEPAGED "pages_collapsed"));
 }
 

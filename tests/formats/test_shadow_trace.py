@@ -79,6 +79,10 @@ def test_negative_results_are_read() -> None:
     assert read(line)[0][0].values == {"ret": -11}
 
 
+def test_a_value_with_a_leading_zero_is_decimal() -> None:
+    assert read(FTRACE.replace("addr=0x2000", "addr=02000"))[0][0].values["addr"] == 2000
+
+
 @pytest.mark.parametrize(
     ("text", "number", "expected"),
     [

@@ -18,7 +18,7 @@ from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import MARK, Scenario
 from shadowmmu.guest.layout import RAM_BASE
 from shadowmmu.host.layout import HVA_BASE
-from shadowmmu.kvm.layout import K_SLOTS, NO_MMU, S_BASE, S_DIRTY_WORD, S_HVA, S_SIZE, V_HW_MMU
+from shadowmmu.kvm.layout import K_SLOTS, NO_MMU, S_BASE, S_BY_HVA, S_DIRTY_WORD, S_HVA, S_SIZE, V_HW_MMU
 from shadowmmu.machine.state import DATA_BASE, R_LOG_ON, R_LOG_TOP, R_PAGE_SHIFT, R_STRIDE
 from shadowmmu.pgtable.context import M_IA_BITS, M_REFCNT, M_ROOT, M_START
 
@@ -165,6 +165,7 @@ class Vm:
         s.regs[K_SLOTS] += U64(1)
         s.slots[slot, [S_BASE, S_SIZE, S_HVA]] = base, size, int(HVA_BASE) + offset
         s.slots[slot, 3] = flags
+        s.slots[slot, S_BY_HVA] = slot
         s.slots[slot, S_DIRTY_WORD] = 0
         return slot
 

@@ -110,6 +110,27 @@ def test_each_slot_has_a_bitmap_of_its_own() -> None:
     assert vm.executor.dirty_logs[0].pages.tolist() == pages(WINDOW, 1)
 
 
+def test_a_notifier_goes_by_user_address_and_then_by_when_a_slot_was_set() -> None:
+    """As seen on the rig (``live/notifier-by-hva``)."""
+    window = {slot: WINDOW + slot * 16 * M for slot in range(1, 6)}
+    script = f"{BASE}write {DATA:#x} 64k\n"
+    for slot, memory in (
+        (2, DATA + PAGE),
+        (5, DATA + PAGE),
+        (1, DATA + 2 * PAGE),
+        (3, DATA + PAGE),
+        (4, DATA),
+    ):
+        script += f"memslot {slot} {window[slot]:#x} 1M {memory:#x}\n"
+    change = f"memslot 5 {window[5]:#x} 1M {DATA + PAGE:#x} d\nmemslot 2\n"
+    take = f"dontneed {DATA + 4 * PAGE:#x} 4k\n"
+    again = f"memslot 2 {window[2]:#x} 1M {DATA + 3 * PAGE:#x}\n"
+    vm = Vm(script + take + change + take + again + take).end()
+    orders = [*(0, 4, 2, 5, 3, 1), *(0, 4, 3, 5, 1), *(0, 4, 3, 5, 1, 2)]
+    numbers = {base >> 24: slot for slot, base in window.items()} | {DATA >> 24: 0}
+    assert [numbers[row["start"] >> 12] for row in vm.log("unmap_gfn")] == orders
+
+
 def test_a_read_only_slot_that_logs_keeps_its_blocks() -> None:
     window = f"{WINDOW:#x} 2M {DATA:#x}"
     script = f"{HUGE}memslot 1 {window} r\nmap {NESTED:#x} {WINDOW:#x} 2M 2 rw\ntouch r {NESTED:#x}\n"

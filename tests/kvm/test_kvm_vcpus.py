@@ -216,6 +216,15 @@ def test_reset_starts_a_vcpu_anew_and_keeps_the_others() -> None:
     vm.references()
 
 
+def test_reset_clears_what_l1_reads_of_its_last_abort() -> None:
+    """As seen on the rig (``live/reset-clears-far``)."""
+    missing = f"touch r {NESTED + 64 * PAGE:#x}\n"
+    after = f"touch r {NESTED:#x}\n"
+    vm = Vm(START + tenants(1) + missing + after + f"nop\nreset\ns2 {root(1):#x} 1\n" + after).end()
+    told = [(row["far"], row["hpfar"] != 0, row["esr"] >> 26) for row in vm.touches()[-3:]]
+    assert told == [(NESTED + 64 * PAGE, True, 0x24), (NESTED + 64 * PAGE, True, 0x16), (0, False, 0x16)]
+
+
 def test_the_end_of_the_vm_frees_every_table() -> None:
     for design in ("sweep", "reverse_table"):
         vm = Vm(START + tenants(1, 2) + "enter\nmark inside\nteardown", design).to("inside")

@@ -16,8 +16,9 @@ from shadowmmu.formats.answer import Answer, parse_answer
 from shadowmmu.formats.runs import KernelRun, bundled_run
 from shadowmmu.lab.conform import live
 from shadowmmu.lab.conform.compare import ConformReport, conform, conform_run
-from shadowmmu.lab.conform.generate import random_script
+from shadowmmu.lab.conform.generate import GENERATION, random_script
 from shadowmmu.lab.conform.live import LiveOptions, run_live
+from shadowmmu.lab.conform.places import PLACES
 from shadowmmu.lab.conform.precondition import broken_precondition
 from shadowmmu.lab.conform.recorded import runs_of_folder
 from shadowmmu.lab.conform.shrink import Lines, shrink
@@ -129,6 +130,57 @@ def test_generated_scenarios_are_of_the_language_and_keep_the_precondition(seed:
     assert script == random_script(seed, number, 30)
 
 
+def test_generated_scenarios_have_every_backing_and_keep_l1_out_of_what_the_host_takes() -> None:
+    seen = set()
+    for number in range(80):
+        lines = [line.split() for line in random_script(2, number, 40).splitlines()]
+        backing = next(words[1] for words in lines if words[0] == "start")
+        seen.add(backing)
+        for name, start, *_rest in (w for w in lines if w[0] in ("dontneed", "munmap", "mprotect")):
+            assert int(start, 16) >= min(PLACES[backing].code, PLACES[backing].data), name
+    assert seen == set(PLACES)
+
+
+def test_generated_scenarios_let_vcpus_take_turns() -> None:
+    scripts = [random_script(3, number, 60).splitlines() for number in range(40)]
+    several = [script for script in scripts if any(line.startswith("vcpus") for line in script)]
+    words = {line.split()[0] for script in several for line in script}
+    assert {"vcpu", "enter", "preempt", "exit", "wfi", "resume", "reset"} <= words
+    assert not any(line.split()[0] in ("vcpu", "enter") for s in scripts if s not in several for line in s)
+
+
+def test_a_tlbi_of_one_pe_is_enough_for_one_vcpu_alone() -> None:
+    lines = "unmap 0x80000000 4k 3\ntlbi 7 0x80000\nmap 0x80000000 0x41008000 4k 3 rw\n"
+    assert broken_precondition(parse_scenario(BEGIN + lines, "x")) == ""
+    several = BEGIN.replace("start", "vcpus 2\nstart")
+    assert "changes without a TLBI" in broken_precondition(parse_scenario(several + lines, "x"))
+    other = lines.replace("tlbi 7 0x80000", "vcpu 1\ns2 0x40100000 1\ntlbi 0 0x80000\nvcpu 0")
+    assert broken_precondition(parse_scenario(several + other, "x")) == ""
+    assert "L2 runs before" in broken_precondition(parse_scenario(several + "vcpu 1\nenter\n", "x"))
+    reset = "reset\ntouch r 0x80000000\n"
+    assert "L2 runs before" in broken_precondition(parse_scenario(several + reset, "x"))
+
+
+def test_generated_scenarios_make_move_and_delete_memslots_and_log_in_every_manner() -> None:
+    scripts = [random_script(1, number, 60) for number in range(120)]
+    lines = [line for script in scripts for line in script.splitlines()]
+    words = {line.split()[0] for line in lines}
+    assert {"memslot", "getlog", "clearlog", "harvest", "eager"} <= words
+    assert {"manual", "manual 1", "ring 256", "ring 256 bitmap"} <= set(lines)
+    assert not any("eager 4k" in script and "huge-pud" in script for script in scripts)
+    told = [
+        [line for line in script.splitlines() if line.split()[0] in ("manual", "ring")] for script in scripts
+    ]
+    assert ["manual 1", "ring 256"] in told
+    made = [line.split() for line in lines if line.startswith("memslot")]
+    assert {len(line) for line in made} == {2, 5, 6}
+    assert {line[5] for line in made if len(line) == 6} == {"d", "r", "rd"}
+    places = [{line.split()[2] for line in s.splitlines() if line.startswith("memslot 1 ")} for s in scripts]
+    assert any(len(place) > 1 for place in places)
+    guest = [int(line.split()[2], 16) for line in lines if line.startswith("map ")]
+    assert any(canonical_ipa >= 0xC000_0000 for canonical_ipa in guest)
+
+
 BEGIN = "mem 64M\nstart base 0 0\ns2 new 1\nmap 0x80000000 0x41000000 64k 3 rw\n"
 
 
@@ -148,12 +200,22 @@ BEGIN = "mem 64M\nstart base 0 0\ns2 new 1\nmap 0x80000000 0x41000000 64k 3 rw\n
         ("munmap 0x41000000 4k\nmmap 0x41000000 4k\nnop\n", ""),
         ("slot 0\nnop\nslot 1\n", "the guest's memory is not all there"),
         ("slot 0\n", "the memslot is left out"),
+        ("slot 0\nlog 1\nslot 1\n", "the memslot is left out"),
+        ("getlog\n", "memslot 0 logs nothing"),
+        ("log 1\nslot 0\nslot 1\ngetlog\nlog 0\n", ""),
+        ("memslot 1 0x90000000 1M 0x41000000 r\ngetlog 1\n", "memslot 1 logs nothing"),
+        ("memslot 1 0x90000000 1M 0x41000000 rd\ngetlog 1\n", ""),
     ],
 )
 def test_the_precondition_is_what_the_architecture_asks(lines: str, told: str) -> None:
     said = broken_precondition(parse_scenario(BEGIN + lines, "x"))
     assert told in said
     assert bool(told) == bool(said)
+
+
+def test_l2_runs_only_after_l1_wrote_its_stage_2() -> None:
+    scenario = parse_scenario("start base\ntouch r 0x80000000\n", "x")
+    assert broken_precondition(scenario) == "x:2: touch r 0x80000000: L2 runs before L1 wrote VTTBR_EL2"
 
 
 @given(
@@ -200,5 +262,6 @@ def test_live_runs_shrink_the_first_difference(monkeypatch: pytest.MonkeyPatch, 
     assert found.witness.script == "mem 64M\nstart base 0 0\npeek 0x41000008\n"
     saved = found.witness.save(tmp_path / "out")
     assert [path.suffix for path in saved] == [".scenario", ".txt", ".txt"]
+    assert found.to_json()["generation"] == GENERATION
     assert found.to_json()["witness"] == found.witness.script.splitlines()
     assert run_live(FakeRig(tmp_path), LiveOptions(runs=2)).witness is None

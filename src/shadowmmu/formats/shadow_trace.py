@@ -137,7 +137,7 @@ class ShadowTrace:
         if wanted is None:
             self.skipped[name] += 1
             return None
-        values = {key: int(text, 0) for key, text in _VALUE.findall(match[6])}
+        values = {key: int(text, 16 if "x" in text else 10) for key, text in _VALUE.findall(match[6])}
         if any(key not in values for key in wanted):
             raise FormatError(self.path, number, line[:200], f"{name} with the fields {', '.join(wanted)}")
         time_ns = int(match[3]) * 1_000_000_000 + int(match[4].ljust(9, "0"))

@@ -91,6 +91,8 @@ S_SIZE: Final = 1
 S_HVA: Final = 2
 S_FLAGS: Final = 3
 S_DIRTY_WORD: Final = 4
+S_BY_HVA: Final = 5
+"""Of row n: the memslot that is n-th by user address; equal ones in the order in which they were set."""
 SLOT_COLUMNS: Final = 6
 
 SLOT_LOG_DIRTY: Final = U64(1)

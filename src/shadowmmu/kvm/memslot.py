@@ -7,7 +7,7 @@ unmapped before the change; a shadow MMU is unmapped whole, or where the design'
 
 from __future__ import annotations
 
-from shadowmmu.compiled import U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.interface import CAUSE_MEMSLOT, UNMAP
 from shadowmmu.kvm.dirty import begins_all_set, fill_bitmap, protect_slot
 from shadowmmu.kvm.layout import (
@@ -15,6 +15,7 @@ from shadowmmu.kvm.layout import (
     K_SPLIT_CACHE,
     ONE,
     S_BASE,
+    S_BY_HVA,
     S_FLAGS,
     S_HVA,
     S_SIZE,
@@ -61,6 +62,30 @@ def is_there(s: State, slot: int) -> bool:
 
 
 @kernel
+def order_by_hva(s: State, slot: int) -> None:
+    """Put a memslot that was set into its place by user address, behind its equals; O(slots).
+
+    Mirrors the interval tree of Linux 7.3.4, where ``kvm_replace_memslot`` inserts a changed slot anew.
+    """
+    for new in range(I64(s.regs[K_SLOTS]), slot + 1):
+        s.slots[new, S_BY_HVA] = U64(new)
+        s.regs[K_SLOTS] = U64(new) + ONE
+    last = I64(s.regs[K_SLOTS]) - 1
+    at = 0
+    while s.slots[at, S_BY_HVA] != U64(slot):
+        at += 1
+    for row in range(at, last):
+        s.slots[row, S_BY_HVA] = s.slots[row + 1, S_BY_HVA]
+    while last > 0:
+        before = I64(s.slots[last - 1, S_BY_HVA])
+        if is_there(s, before) and s.slots[before, S_HVA] <= s.slots[slot, S_HVA]:
+            break
+        s.slots[last, S_BY_HVA] = U64(before)
+        last -= 1
+    s.slots[last, S_BY_HVA] = U64(slot)
+
+
+@kernel
 def set_slot(s: State, slot: int, base: Word, size: Word, hva: Word, flags: Word) -> bool:
     """Make a memslot, move it or change its flags; whether its blocks are to be split now (``kvm.split``).
 
@@ -76,12 +101,11 @@ def set_slot(s: State, slot: int, base: Word, size: Word, hva: Word, flags: Word
             flush_memslot(s, slot)
         elif flags == old:
             return False
-    if s.regs[K_SLOTS] <= U64(slot):
-        s.regs[K_SLOTS] = U64(slot) + ONE
     s.slots[slot, S_BASE] = base
     s.slots[slot, S_SIZE] = size
     s.slots[slot, S_HVA] = hva
     s.slots[slot, S_FLAGS] = flags
+    order_by_hva(s, slot)
     if flags & SLOT_LOG_DIRTY == ZERO:
         s.regs[K_SPLIT_CACHE] = ZERO
         return False

@@ -1,7 +1,8 @@
 """MMU notifiers: the host takes memory away, and every table that maps it must let go first.
 
 Mirrors Linux 7.3.4 ``kvm_mmu_notifier_invalidate_range_start/_end`` (``kvm_handle_hva_range``) and arm64's
-``kvm_unmap_gfn_range``, ``kvm_age_gfn``. Runs once per overlapped memslot.
+``kvm_unmap_gfn_range``, ``kvm_age_gfn``. Runs once per overlapped memslot, in the
+order of their user addresses (``hva_tree``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from shadowmmu.kvm.layout import (
     K_SLOTS,
     ONE,
     S_BASE,
+    S_BY_HVA,
     S_HVA,
     S_SIZE,
     ZERO,
@@ -74,7 +76,8 @@ def unmap_gfn_range(s: State, start: Word, end: Word, may_block: bool) -> None:
 def invalidate_range_start(s: State, hva_start: Word, hva_end: Word, may_block: bool) -> None:
     """The host is about to change [hva_start, hva_end). O(slots), plus the unmap."""
     locked = False
-    for slot in range(I64(s.regs[K_SLOTS])):
+    for place in range(I64(s.regs[K_SLOTS])):
+        slot = I64(s.slots[place, S_BY_HVA])
         part = slot_overlap(s, slot, hva_start, hva_end)
         if part.start == part.end:
             continue
@@ -109,7 +112,8 @@ def age_range(s: State, hva_start: Word, hva_end: Word) -> None:
 
     With precise updates the shadows' too, through the design's record.
     """
-    for slot in range(I64(s.regs[K_SLOTS])):
+    for place in range(I64(s.regs[K_SLOTS])):
+        slot = I64(s.slots[place, S_BY_HVA])
         part = slot_overlap(s, slot, hva_start, hva_end)
         if part.start != part.end:
             page = s.regs[R_PAGE_SHIFT]

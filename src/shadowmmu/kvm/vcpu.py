@@ -17,7 +17,11 @@ from shadowmmu.kvm.layout import (
     IS_OUT,
     K_BOOT_HCR,
     TRAPS_VM,
+    V_ELR,
+    V_ESR,
+    V_FAR,
     V_HCR,
+    V_HPFAR,
     V_STATE,
     V_VTCR,
     V_VTTBR,
@@ -91,3 +95,7 @@ def init_vcpu(s: State, vcpu: int) -> None:
     s.vcpus[vcpu, V_HCR] = s.regs[K_BOOT_HCR]
     s.vcpus[vcpu, V_VTTBR] = ZERO
     s.vcpus[vcpu, V_VTCR] = ZERO
+    s.vcpus[vcpu, V_ESR] = ZERO
+    s.vcpus[vcpu, V_ELR] = ZERO
+    s.vcpus[vcpu, V_FAR] = ZERO
+    s.vcpus[vcpu, V_HPFAR] = ZERO

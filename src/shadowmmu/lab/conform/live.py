@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from shadowmmu.errors import InputError
 from shadowmmu.lab.conform.compare import ENDS, Conformity, ConformReport, Difference, conform_run
-from shadowmmu.lab.conform.generate import random_script
+from shadowmmu.lab.conform.generate import GENERATION, random_script
 from shadowmmu.lab.conform.precondition import broken_precondition
 from shadowmmu.lab.conform.shrink import Lines, shrink
 from shadowmmu.oracles.rig import Rig, RigRun, check_script, observed
 
 BATCH: Final = 16
 """Scripts in one boot."""
-SETUP: Final = ("mem", "vcpus", "start")
+SETUP: Final = ("mem", "vcpus", "eager", "manual", "ring", "start")
 SCHEMA: Final = "shadowmmu.conform-live/1"
 
 
@@ -73,6 +73,7 @@ class LiveReport:
             **self.report.to_json(),
             "schema": SCHEMA,
             "seed": self.seed,
+            "generation": GENERATION,
             "witness": None if self.witness is None else self.witness.script.splitlines(),
         }
 

@@ -51,7 +51,7 @@ _EVENT = re.compile(
     r"\s*(\S.*?)[-\s]\s*([0-9]+)\s+(?:\([-\s0-9]+\)\s+)?\[[0-9]+\]\s+(?:\S{3,8}\s+)?([0-9]+)\.([0-9]{6}(?:[0-9]{3})?):"
     r"\s+(?:\w+:)?(\w+):\s*(.*)"
 )
-_VALUE = re.compile(r"(\w+)=(-?(?:0x[0-9a-f]+|[0-9]+))(?![\w.])")
+_VALUE = re.compile(r"(\w+)=(-?(?:0x[0-9a-f]+|0|[1-9][0-9]*))(?![\w.])")
 _LOST = re.compile(r"CPU:\s*[0-9]+ \[LOST ([0-9]+) EVENTS\]")
 _ENTRIES = re.compile(r"# entries-in-buffer/entries-written: ([0-9]+)/([0-9]+)\s.*")
 _LIMIT = re.compile(r"\[ *[0-9]+\.[0-9]+\] kvm \[[0-9]+\]: IPA Size Limit: ([0-9]+) bits")

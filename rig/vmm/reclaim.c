@@ -68,7 +68,8 @@ static void collapse_all(void)
 	set_file(KHUGEPAGED "pages_to_scan", "100000");
 	set_file(KHUGEPAGED "scan_sleep_millisecs", "1");
 	wait_for(KHUGEPAGED "full_scans", KHUGEPAGED_SCANS);
-	set_file(KHUGEPAGED "scan_sleep_millisecs", "4000000000");
+	set_file(KHUGEPAGED "scan_sleep_millisecs", "4000000000");	/* which wakes it up once more */
+	usleep(50000);
 	printf("khugepaged collapsed=%ld\n", number_in(KHUGEPAGED "pages_collapsed"));
 }
 
@@ -101,13 +102,17 @@ static void migrate(u64 canonical_ipa, u64 size)
 	free(before);
 }
 
-/* A RAM disk as swap space, or none; what was swapped out comes back then. */
+/* A RAM disk as swap space, or none; what was swapped out comes back then. A second time nothing happens. */
 static void set_swap(int on)
 {
 	static unsigned header[PAGE / 4];
+	static int is_on;
 	u64 bytes;
 	int f;
 
+	if (on == is_on)
+		return;
+	is_on = on;
 	if (!on) {
 		if (swapoff(SWAP_DISK))
 			die("swapoff");

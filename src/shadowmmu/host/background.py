@@ -20,6 +20,8 @@ from shadowmmu.host.layout import (
     E_HUGE,
     E_KSM,
     E_LEAVING,
+    E_PRESENT,
+    E_SWAP,
     E_ZERO,
     EINVAL,
     NO_ROWS,
@@ -114,7 +116,7 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
                 return plan_leaving(s, block)
         row = find_vma(s, NO_ROWS, count, here)
         stays = word & E_ZERO != ZERO or (word & E_KSM != ZERO and sharers(s, word & E_ADDRESS) > 1)
-        if word != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
+        if word & E_PRESENT != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
                 s.regs[R_RESUME] = following
             if word & E_FOLIO != ZERO and partly_mapped(s, block):
@@ -165,16 +167,23 @@ def plan_numa_hints(s: State, hva: Word, size: Word) -> int:
 def worth_collapsing(s: State, block: Word) -> bool:
     """Whether the 2M has a table that maps a page that is not the zero page (``collapse_scan_pmd``).
 
-    Every page counts as referenced; ``max_ptes_none`` is its default, 511.
+    Every page counts as referenced; ``max_ptes_none`` and ``max_ptes_swap`` are their defaults, 511 and an
+    eighth. With pages on swap space half of all must be there (seen on the rig).
     """
     first = block_index(s, block)
     if s.hpmd[first] != PMD_TABLE:
         return False
+    own = 0
+    swapped = 0
     for page in range(first * pages_per_huge(s), (first + 1) * pages_per_huge(s)):
         word = s.hpte[page]
-        if word != ZERO and word & E_ZERO == ZERO:
-            return True
-    return False
+        if word & E_SWAP != ZERO:
+            swapped += 1
+        elif word != ZERO and word & E_ZERO == ZERO:
+            own += 1
+    if swapped == 0:
+        return own > 0
+    return 8 * swapped <= pages_per_huge(s) <= 2 * own
 
 
 @kernel

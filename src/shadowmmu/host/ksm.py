@@ -22,6 +22,7 @@ from shadowmmu.host.layout import (
     E_ADDRESS,
     E_HUGE,
     E_KSM,
+    E_PRESENT,
     E_ZERO,
     HVA_BASE,
     NO_ROWS,
@@ -86,7 +87,7 @@ def checksum(s: State, pa: Word) -> Word:
 def mergeable_at(s: State, hva: Word) -> bool:
     """Whether ksmd would look at page ``hva``: an anonymous page in mergeable memory."""
     word = entry_at(s, hva)
-    if word == ZERO or word & E_ZERO != ZERO:
+    if word & E_PRESENT == ZERO or word & E_ZERO != ZERO:
         return False
     count = vma_count(s)
     row = find_vma(s, NO_ROWS, count, hva)

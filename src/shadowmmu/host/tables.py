@@ -36,6 +36,7 @@ from shadowmmu.host.layout import (
     E_NOT_IDLE,
     E_PRESENT,
     E_READ,
+    E_SWAP,
     E_WRITE,
     E_ZERO,
     HVA_BASE,
@@ -290,8 +291,11 @@ def free_tables(s: State, floor: Word, ceiling: Word) -> None:
 
 @inline
 def access_word(word: Word, flags: Word) -> Word:
-    """Leaf ``word`` with the access of a VMA with ``flags``; zero, merged, hugetlb pages stay read-only."""
-    if word == ZERO:
+    """Leaf ``word`` with the access of a VMA with ``flags``; zero, merged, hugetlb pages stay read-only.
+
+    A page on swap space has none until it comes back.
+    """
+    if word == ZERO or word & E_SWAP != ZERO:
         return word
     word = word & E_NOT_ACCESS
     if flags & VM_ACCESS != ZERO:

@@ -2,7 +2,7 @@
 
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
-(``docs/conformance.md``): reading idle pages, and khugepaged once pages were marked idle.
+(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, and swap beside KSM.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class Generator:
     stage2: bool = True
     logging: bool = False
     aged: bool = False
+    merged: bool = False
+    swap: int = -1
+    """1 with swap space, 0 without, -1 if there never was any."""
     steps: int = 0
 
     @property
@@ -298,7 +301,12 @@ class Generator:
         elif call == "collapse":
             self.add(f"collapse {self.block():#x} 2M")
         elif call == "ksm":
-            self.merge()
+            if self.swap < 0:
+                self.merge()
+        elif call == "swap":
+            if not self.merged:
+                self.swap = int(self.swap != 1)
+                self.add(f"swap {self.swap}")
         elif call == "khugepaged":
             if not self.aged:
                 self.add("khugepaged")
@@ -307,6 +315,7 @@ class Generator:
 
     def merge(self) -> None:
         """The VMM makes memory mergeable, in which pages are equal, and ksmd goes over it."""
+        self.merged = True
         start, size = self.host_range()
         where = f"{start:#x} {min(size, 16 * PAGE):#x}"
         if self.rng.random() < 0.5:
@@ -391,6 +400,8 @@ HOST_CALLS: Final = {
         "munmap",
         "mergeable",
         "pageout",
+        "pageout",
+        "swap",
         "migrate",
         "migrate",
         "ksm",
@@ -399,7 +410,7 @@ HOST_CALLS: Final = {
     "thp": (
         *("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "write", "munmap"),
         *("hugepage", "nohugepage", "collapse", "collapse", "mergeable"),
-        *("migrate", "migrate", "ksm", "ksm", "khugepaged", "pageout", "pageout"),
+        *("migrate", "migrate", "ksm", "ksm", "khugepaged", "pageout", "pageout", "pageout", "swap"),
     ),
     "huge": ("dontneed", "dontneed", "mprotect", "write", "munmap"),
 }

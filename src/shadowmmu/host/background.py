@@ -11,7 +11,7 @@ from typing import Final
 
 from shadowmmu.compiled import U64, Word, kernel
 from shadowmmu.host.advise import first_populated, may_collapse, plan_collapse_blocks
-from shadowmmu.host.cutting import put_folio, range_end
+from shadowmmu.host.cutting import put_folio, put_walk, range_end
 from shadowmmu.host.folio import sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_shift, page_size, pages_per_huge
 from shadowmmu.host.layout import (
@@ -124,8 +124,13 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
                 return put_folio(s, NO_ROWS, here, SPLIT_TO_MOVE)
             if word & E_FOLIO != ZERO:
                 return put_folio(s, NO_ROWS, here, MOVE)
+            rows = NO_ROWS
+            if word & E_KSM != ZERO:
+                rows = put_walk(s, rows, here)
+                if s.regs[R_RESUME] == here:
+                    return rows
             start = block if word & E_HUGE != ZERO else here
-            rows = put_start(s, NO_ROWS, start, following)
+            rows = put_start(s, rows, start, following)
             rows = put(s, rows, MOVE, here, ZERO, ZERO)
             return put_end(s, rows, start, following)
         here = following

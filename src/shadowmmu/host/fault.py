@@ -136,7 +136,7 @@ def plan_touch(s: State, hva: Word, write: bool) -> int:
     if word == ZERO:
         return plan_absent(s, row, page, write)
     if swapped_out(word):
-        return put(s, NO_ROWS, SWAP_IN, page, s.vmas[row, V_FLAGS], ZERO)
+        return put(s, NO_ROWS, SWAP_IN, page, s.vmas[row, V_FLAGS], ONE if write else ZERO)
     if write and word & E_WRITE == ZERO:
         return plan_write_protected(s, row, page, word)
     if word & E_IDLE != ZERO:

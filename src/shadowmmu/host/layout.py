@@ -64,10 +64,12 @@ E_KSM: Final = U64(1 << 7)  # hpte only: a page that KSM merged; its frame may b
 E_HUGETLB: Final = U64(1 << 10)  # each entry of a hugetlb page
 E_LEAVING: Final = U64(1 << 8)  # hpte only: its huge page was split in order to move; it moves next
 E_SWAP: Final = U64(1 << 11)  # hpte only: a page on swap space; its address is the frame it will come back in
+E_MERGED: Final = U64(1 << 9)  # hpte only: was merged by KSM, went to swap space, and was not written since
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)
 E_NOT_SWAP: Final = U64(~E_SWAP)
+E_NOT_MERGED: Final = U64(~E_MERGED)
 E_NOT_HUGE: Final = U64(~E_HUGE)
 E_ADDRESS: Final = U64(0x0000_FFFF_FFFF_F000)
 

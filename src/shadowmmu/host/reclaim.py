@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import Word, kernel
-from shadowmmu.host.cutting import put_folio, range_end
+from shadowmmu.host.cutting import put_folio, put_walk, range_end
 from shadowmmu.host.folio import in_large_folio, sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
 from shadowmmu.host.layout import (
@@ -96,7 +96,15 @@ def plan_pages_out(s: State, start: Word, end: Word) -> int:
         if s.hpmd[block_index(s, here)] != PMD_TABLE:
             here = (here & huge_mask(s)) + huge_size(s)
         else:
+            merged = s.hpte[page_index(s, here)] & E_KSM != ZERO
             if swappable(s, here):
+                if merged and rows > 0:
+                    break
+                s.regs[R_RESUME] = ZERO
+                if merged:
+                    rows = put_walk(s, rows, here)
+                if s.regs[R_RESUME] == here:
+                    return rows
                 rows = put_swap_out(s, rows, here, page_size(s))
             here += page_size(s)
     s.regs[R_RESUME] = min(here, end)

@@ -86,7 +86,7 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     SPLIT_TO_MOVE: ("split_to_move", ("hva",), "the same, and its pages move next"),
     MERGE: ("merge", ("hva", "into"), "a page is write-protected, and maps the frame of the page at into"),
     SWAP_OUT: ("swap_out", ("hva",), "a page or a whole huge page goes to swap space"),
-    SWAP_IN: ("swap_in", ("hva", "flags"), "a page comes back, with the access of flags"),
+    SWAP_IN: ("swap_in", ("hva", "flags", "write"), "a page comes back, with the access of flags"),
     SET_SWAP: ("set_swap", ("on",), "swap space is there; or goes, and all of it comes back read-only"),
     SET_IDLE: ("set_idle", ("hva", "idle"), "the page idle flag is set or cleared"),
 }
@@ -158,7 +158,7 @@ def apply_step(s: State, row: int) -> None:
     elif op == SWAP_OUT:
         swap_out(s, a)
     elif op == SWAP_IN:
-        swap_in(s, a, b)
+        swap_in(s, a, b, c != ZERO)
     elif op == SET_SWAP:
         set_swap(s, a != ZERO)
     elif op == SET_IDLE:

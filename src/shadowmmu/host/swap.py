@@ -13,6 +13,9 @@ from shadowmmu.host.geometry import page_shift, pages_per_huge
 from shadowmmu.host.layout import (
     E_ADDRESS,
     E_FOLIO,
+    E_KSM,
+    E_MERGED,
+    E_NOT_MERGED,
     E_NOT_SWAP,
     E_PRESENT,
     E_SWAP,
@@ -43,7 +46,7 @@ def swap_out_page(s: State, page: int) -> None:
     word = s.hpte[page]
     slot = fresh_page(s)
     move_content(s, word & E_ADDRESS, slot)
-    s.hpte[page] = slot | E_SWAP
+    s.hpte[page] = slot | E_SWAP | (E_MERGED if word & (E_KSM | E_MERGED) != ZERO else ZERO)
 
 
 @kernel
@@ -63,11 +66,14 @@ def swap_out(s: State, hva: Word) -> None:
 
 
 @kernel
-def swap_in(s: State, hva: Word, flags: Word) -> None:
+def swap_in(s: State, hva: Word, flags: Word, write: bool) -> None:
     """The page of ``hva`` comes back, alone, with the access of the VMA's ``flags`` (``do_swap_page``)."""
     s.count[HOST_FAULTS] += 1
     page = page_index(s, hva)
-    s.hpte[page] = access_word((s.hpte[page] & E_NOT_SWAP) | E_PRESENT, flags)
+    word = s.hpte[page] & E_NOT_SWAP
+    if write:
+        word &= E_NOT_MERGED
+    s.hpte[page] = access_word(word | E_PRESENT, flags)
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
-(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, and swap beside KSM.
+(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, swapoff once KSM merged.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ class Generator:
     logging: bool = False
     aged: bool = False
     merged: bool = False
-    swap: int = -1
-    """1 with swap space, 0 without, -1 if there never was any."""
+    swap: int = 0
     steps: int = 0
 
     @property
@@ -301,11 +300,10 @@ class Generator:
         elif call == "collapse":
             self.add(f"collapse {self.block():#x} 2M")
         elif call == "ksm":
-            if self.swap < 0:
-                self.merge()
+            self.merge()
         elif call == "swap":
-            if not self.merged:
-                self.swap = int(self.swap != 1)
+            if not self.merged or not self.swap:
+                self.swap = 1 - self.swap
                 self.add(f"swap {self.swap}")
         elif call == "khugepaged":
             if not self.aged:

@@ -2,7 +2,7 @@
 
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
-(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, swapoff once KSM merged.
+(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, swapoff after KSM.
 """
 
 from __future__ import annotations

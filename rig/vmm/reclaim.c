@@ -117,13 +117,17 @@ static void migrate(u64 canonical_ipa, u64 size)
 	free(before);
 }
 
-/* A RAM disk as swap space, or none; what was swapped out comes back then. */
+/* A RAM disk as swap space, or none; what was swapped out comes back then. A second time nothing happens. */
 static void set_swap(int on)
 {
 	static unsigned header[PAGE / 4];
+	static int is_on;
 	u64 bytes;
 	int f;
 
+	if (on == is_on)
+		return;
+	is_on = on;
 	if (!on) {
 		if (swapoff(SWAP_DISK))
 			die("swapoff");

@@ -17,7 +17,9 @@ from shadowmmu.host.layout import (
     R_CONTENTS,
     R_MERGE_SCAN,
     R_RESUME,
+    R_SWAP,
 )
+from shadowmmu.host.reclaim import plan_pageout
 from shadowmmu.host.setup import Backing
 from shadowmmu.machine.frames import drop_content, share_content
 from shadowmmu.machine.state import State
@@ -238,3 +240,56 @@ def test_a_small_page_meets_one_of_a_huge_page() -> None:
     assert ksm(host) == [(512, 513), (513, 1024), (512, 513)]
     assert host.at(0).writable
     assert not host.at(HUGE).writable
+
+
+def test_a_merged_page_mapped_once_goes_with_notifiers_of_stale_addresses() -> None:
+    """One for each address merged later than its own, the last first, until ksmd comes by."""
+    host = lab()
+    host.state.regs[R_SWAP] = 1
+    for page in range(6):
+        fill(host, page, 9)
+    ksm(host)
+    for page in (1, 2, 3, 5):
+        fill(host, page, 20 + page)
+    host.munmap(3 * PAGE, PAGE)
+    host.mmap(3 * PAGE, PAGE)
+    assert host.run(plan_pageout, 0, U64(6 * PAGE)) != []
+    assert [sharers(host.state, U64(host.at(page * PAGE).pa)) for page in (0, 4)] == [2, 2]
+    fill(host, 4, 24)
+    assert starts(host.run(plan_migrate, 0, U64(PAGE))) == [
+        (p * PAGE, (p + 1) * PAGE) for p in (5, 4, 2, 1, 0)
+    ]
+    assert starts(host.run(plan_pageout, 0, U64(PAGE))) == [
+        (p * PAGE, (p + 1) * PAGE) for p in (5, 4, 2, 1, 0)
+    ]
+    assert host.touch(0, False) == []
+    assert (host.read(0), host.at(0).writable) == (9, False)
+    host.mprotect(0, PAGE, "r")
+    host.mprotect(0, PAGE, "rw")
+    assert not host.at(0).writable
+    assert host.touch(0, True) == []
+    assert host.at(0).writable
+
+
+def test_ksmd_forgets_stale_addresses_and_many_take_several_plans() -> None:
+    """A scan after the writes leaves none; without it the notifiers of forty come in three plans."""
+    for scanned in (False, True):
+        host = lab()
+        for page in range(41):
+            fill(host, page, 9)
+        ksm(host)
+        for page in range(1, 41):
+            fill(host, page, 20 + page)
+        if scanned:
+            ksm(host)
+        seen: Ranges = []
+        plans = 0
+        resume = BASE
+        while resume:
+            part = host.run(plan_migrate, 0, U64(PAGE))
+            seen += [(start // PAGE, end // PAGE) for start, end in starts(part)]
+            plans += 1
+            resume = host.register(R_RESUME)
+        expected = [] if scanned else [(page, page + 1) for page in range(40, 0, -1)]
+        assert seen == [*expected, (0, 1)]
+        assert plans == (1 if scanned else 3)

@@ -36,6 +36,7 @@ from shadowmmu.events.schema import (
     PUNCH,
     S1,
     SET_STAGE2,
+    SWAP,
     TLBI,
     TOUCH,
     UNMAP_GUEST,
@@ -86,7 +87,7 @@ from shadowmmu.host.layout import (
     R_CONTENTS,
     R_RESUME,
 )
-from shadowmmu.host.reclaim import plan_pageout
+from shadowmmu.host.reclaim import plan_pageout, plan_swap
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import region_end, translate
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
@@ -362,6 +363,9 @@ def host_action(s: State, kind: int, op: Words) -> int:
     """What the VMM does to its own memory; a call too long for one plan goes on where it stopped."""
     if kind == HOST_WRITE:
         return host_write(s, op)
+    if kind == SWAP:
+        run_host_plan(s, plan_swap(s, op[A] != ZERO))
+        return EVENT_DONE
     if kind == KHUGEPAGED or kind == KSM:
         start = HVA_BASE
         end = region_end(s)

@@ -39,6 +39,7 @@ from shadowmmu.events.schema import (
     PAGEMAP,
     PUNCH,
     SLOT,
+    SWAP,
     TEARDOWN,
     VNCR,
 )
@@ -120,6 +121,12 @@ def observation(kind: int) -> bool:
     return kind == DUMP or kind == PAGEMAP or kind == GETLOG or kind == IDLEGET
 
 
+@inline
+def host_work(kind: int) -> bool:
+    """Whether the kind of event is the host's own work on its memory."""
+    return kind == KHUGEPAGED or kind == MIGRATE or kind == KSM or kind == SWAP or kind == NUMA_HINT
+
+
 @kernel
 def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -> int:
     """Execute events ``start`` up to ``stop``; why it stopped. ``R_EVENT`` says where.
@@ -141,7 +148,7 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = EVENT_DONE
         elif kind < DONTNEED:
             outcome = guest_action(s, kind, vcpu, operands[i])
-        elif kind <= PUNCH or kind == KHUGEPAGED or kind == MIGRATE or kind == KSM or kind == NUMA_HINT:
+        elif kind <= PUNCH or host_work(kind):
             outcome = host_action(s, kind, operands[i])
         elif kind >= ENTER and kind <= TEARDOWN:
             if kind == ENTER:

@@ -78,6 +78,7 @@ _LIST = (
     _host("migrate", schema.MIGRATE),
     _host("numahint", schema.NUMA_HINT),
     Command("khugepaged", "khugepaged", 0, 0, "after", schema.KHUGEPAGED),
+    Command("swap", "swap 0|1", 1, 1, "after", schema.SWAP),
     Command("ksm", "ksm", 0, 0, "after", schema.KSM),
     _host("write", schema.HOST_WRITE),
     _host("ret", schema.HOST_WRITE),

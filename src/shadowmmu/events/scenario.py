@@ -494,7 +494,7 @@ _HANDLERS: dict[str, _Handler] = {
     "at": _at,
     "dump": _dump,
     "mark": _mark,
-    **dict.fromkeys(("vm", "log", "slot"), _switch),
+    **dict.fromkeys(("vm", "log", "slot", "swap"), _switch),
     **dict.fromkeys(("nop", "release", "khugepaged", "ksm"), _bare),
     **dict.fromkeys(("idle", "idleget", "pagemap"), _pages),
     "mprotect": _mprotect,

@@ -70,6 +70,7 @@ MEMSLOT = 85
 CLEARLOG = 86
 HARVEST = 87
 KSM = 90
+SWAP = 91
 NUMA_HINT = 94
 DUMP = 48
 PAGEMAP = 49
@@ -245,6 +246,7 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(
         NUMA_HINT, "NUMA_HINT", "NUMA balancing sets hints on the 2M blocks that the range is in", _RANGE
     ),
+    KindSpec(SWAP, "SWAP", "swap space is there (swapon) or not (swapoff)", ("0 or 1",)),
     KindSpec(KSM, "KSM", "ksmd goes over the mergeable memory until nothing is left to merge"),
     KindSpec(
         CAPABILITY,

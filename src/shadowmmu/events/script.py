@@ -18,7 +18,7 @@ from shadowmmu.events.words import (
 )
 from shadowmmu.machine.granule import DEFAULT_GRANULE
 
-_SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot"}
+_SWITCHES = {schema.VM: "vm", schema.LOG: "log", schema.SLOT: "slot", schema.SWAP: "swap"}
 _PAGES = {schema.IDLE: "idle", schema.IDLEGET: "idleget", schema.PAGEMAP: "pagemap"}
 _AT_WORDS = {number: word for word, number in AT_OPERATIONS.items()}
 _BARE = {

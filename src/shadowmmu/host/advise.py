@@ -13,6 +13,7 @@ from shadowmmu.host.geometry import giga_mask, giga_size, huge_mask, huge_size, 
 from shadowmmu.host.layout import (
     E_HUGE,
     E_IDLE,
+    E_PRESENT,
     E_ZERO,
     EINVAL,
     ENOMEM,
@@ -263,7 +264,7 @@ def plan_collapse(s: State, hva: Word, size: Word) -> int:
 def idle_size(s: State, hva: Word) -> Word:
     """Size of the mapping whose folio begins at page ``hva``, 0 where page idle tracking sees none."""
     word = entry_at(s, hva)
-    if word == ZERO or word & E_ZERO != ZERO:
+    if word & E_PRESENT == ZERO or word & E_ZERO != ZERO:
         return ZERO
     row = find_vma(s, NO_ROWS, vma_count(s), hva)
     if s.vmas[row, V_FLAGS] & VM_HUGETLB != ZERO:

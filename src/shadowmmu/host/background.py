@@ -11,7 +11,7 @@ from typing import Final
 
 from shadowmmu.compiled import U64, Word, kernel
 from shadowmmu.host.advise import first_populated, may_collapse, plan_collapse_blocks
-from shadowmmu.host.cutting import put_folio, range_end
+from shadowmmu.host.cutting import put_folio, put_walk, range_end
 from shadowmmu.host.folio import sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_shift, page_size, pages_per_huge
 from shadowmmu.host.layout import (
@@ -20,6 +20,8 @@ from shadowmmu.host.layout import (
     E_HUGE,
     E_KSM,
     E_LEAVING,
+    E_PRESENT,
+    E_SWAP,
     E_ZERO,
     EINVAL,
     NO_ROWS,
@@ -114,7 +116,7 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
                 return plan_leaving(s, block)
         row = find_vma(s, NO_ROWS, count, here)
         stays = word & E_ZERO != ZERO or (word & E_KSM != ZERO and sharers(s, word & E_ADDRESS) > 1)
-        if word != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
+        if word & E_PRESENT != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
                 s.regs[R_RESUME] = following
             if word & E_FOLIO != ZERO and partly_mapped(s, block):
@@ -122,8 +124,13 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
                 return put_folio(s, NO_ROWS, here, SPLIT_TO_MOVE)
             if word & E_FOLIO != ZERO:
                 return put_folio(s, NO_ROWS, here, MOVE)
+            rows = NO_ROWS
+            if word & E_KSM != ZERO:
+                rows = put_walk(s, rows, here)
+                if s.regs[R_RESUME] == here:
+                    return rows
             start = block if word & E_HUGE != ZERO else here
-            rows = put_start(s, NO_ROWS, start, following)
+            rows = put_start(s, rows, start, following)
             rows = put(s, rows, MOVE, here, ZERO, ZERO)
             return put_end(s, rows, start, following)
         here = following
@@ -165,16 +172,23 @@ def plan_numa_hints(s: State, hva: Word, size: Word) -> int:
 def worth_collapsing(s: State, block: Word) -> bool:
     """Whether the 2M has a table that maps a page that is not the zero page (``collapse_scan_pmd``).
 
-    Every page counts as referenced; ``max_ptes_none`` is its default, 511.
+    Every page counts as referenced; ``max_ptes_none`` and ``max_ptes_swap`` are their defaults, 511 and an
+    eighth. With pages on swap space half of all must be there (seen on the rig).
     """
     first = block_index(s, block)
     if s.hpmd[first] != PMD_TABLE:
         return False
+    own = 0
+    swapped = 0
     for page in range(first * pages_per_huge(s), (first + 1) * pages_per_huge(s)):
         word = s.hpte[page]
-        if word != ZERO and word & E_ZERO == ZERO:
-            return True
-    return False
+        if word & E_SWAP != ZERO:
+            swapped += 1
+        elif word != ZERO and word & E_ZERO == ZERO:
+            own += 1
+    if swapped == 0:
+        return own > 0
+    return 8 * swapped <= pages_per_huge(s) <= 2 * own
 
 
 @kernel

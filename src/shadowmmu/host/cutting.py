@@ -6,11 +6,14 @@ from typing import Final
 
 from shadowmmu.compiled import U64, kernel
 from shadowmmu.host.geometry import huge_mask, huge_size, hugetlb_mask, page_mask, page_size
+from shadowmmu.host.ksm_rmap import LATEST, before, memory_of, stale_at, turn_of
 from shadowmmu.host.layout import (
+    E_ADDRESS,
     NO_ROWS,
     ONE,
     ONE_ROW,
     R_DRAFT_CHANGED,
+    R_RESUME,
     TWO_ROWS,
     V_ANON,
     V_END,
@@ -20,12 +23,14 @@ from shadowmmu.host.layout import (
     ZERO,
 )
 from shadowmmu.host.steps import COMMIT_VMAS, SPLIT, put, put_end, put_start
-from shadowmmu.host.tables import populated
+from shadowmmu.host.tables import page_index, populated
 from shadowmmu.host.vma import adopt_anon, anon_agree, can_merge, cut, delete_rows, find_vma, vma_count
 from shadowmmu.machine.state import State, Word
 
 ADDRESS_LIMIT: Final = U64(1 << 56)
 """No range may end above: user addresses of arm64 end well below."""
+WALK_PER_PLAN: Final = 16
+"""Stale addresses of a merged page in one plan: their notifiers fit the log of one step."""
 
 
 @kernel
@@ -130,6 +135,30 @@ def close_plan(s: State, rows: int) -> int:
     if s.regs[R_DRAFT_CHANGED] == ZERO:
         return 0
     put(s, NO_ROWS, COMMIT_VMAS, ZERO, ZERO, ZERO)
+    return rows
+
+
+@kernel
+def put_walk(s: State, rows: int, hva: Word) -> int:
+    """Notifiers of the walk over a merged page's addresses until it finds ``hva``, where alone it is mapped.
+
+    Where they are more than ``WALK_PER_PLAN``, those planned are forgotten and ``regs[R_RESUME]`` is ``hva``,
+    to go on from. Mirrors ``rmap_walk_ksm`` (seen on the rig).
+    """
+    pa = s.hpte[page_index(s, hva)] & E_ADDRESS
+    most = rows + 2 * WALK_PER_PLAN
+    here = before(s, pa, LATEST)
+    while here != hva and here != ZERO and rows < most:
+        if stale_at(s, here):
+            rows = put_start(s, rows, here, here + page_size(s))
+            rows = put_end(s, rows, here, here + page_size(s))
+        here = before(s, pa, turn_of(s.hpte[memory_of(s, here)]))
+    if here != hva and here != ZERO:
+        first = before(s, pa, LATEST)
+        while first != here:
+            s.hpte[memory_of(s, first)] = ZERO
+            first = before(s, pa, LATEST)
+        s.regs[R_RESUME] = hva
     return rows
 
 

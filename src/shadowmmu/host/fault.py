@@ -36,11 +36,13 @@ from shadowmmu.host.steps import (
     MAKE_WRITABLE,
     SET_ANON,
     SET_IDLE,
+    SWAP_IN,
     WRITE_HUGETLB,
     put,
     put_end,
     put_start,
 )
+from shadowmmu.host.swap import swapped_out
 from shadowmmu.host.tables import block_index, entry_at, in_region, page_of
 from shadowmmu.host.vma import anon_for, find_vma, vma_count
 from shadowmmu.machine.state import State, Word
@@ -133,6 +135,8 @@ def plan_touch(s: State, hva: Word, write: bool) -> int:
     word = entry_at(s, hva)
     if word == ZERO:
         return plan_absent(s, row, page, write)
+    if swapped_out(word):
+        return put(s, NO_ROWS, SWAP_IN, page, s.vmas[row, V_FLAGS], ONE if write else ZERO)
     if write and word & E_WRITE == ZERO:
         return plan_write_protected(s, row, page, word)
     if word & E_IDLE != ZERO:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.host.geometry import page_shift, page_size, pages_per_huge
+from shadowmmu.host.ksm_rmap import stay_with_moved
 from shadowmmu.host.layout import E_ADDRESS, E_FOLIO, E_HUGE, E_KSM, E_LEAVING, E_WRITE, ZERO
 from shadowmmu.host.tables import block_index, fresh_huge, fresh_page, page_index
 from shadowmmu.machine.frames import data_frame, drop_content
@@ -64,6 +65,8 @@ def move(s: State, hva: Word) -> None:
         move_split(s, block)
         return
     target = fresh_page(s)
+    if word & E_KSM != ZERO:
+        stay_with_moved(s, word & E_ADDRESS, target)
     move_content(s, word & E_ADDRESS, target)
     s.hpte[page] = readdressed(word, target) & ~E_LEAVING
 

@@ -7,21 +7,24 @@ Seen on the rig: two notifiers of a page for each that is merged into another's 
 replacement), one for the page whose frame it becomes.
 
 What is remembered of each page stands in the second half of ``hpte``: 0 is nothing, else a checksum with
-``SEEN``, and ``CANDIDATE`` while it stands in the unstable tree.
+``SEEN``, and ``CANDIDATE`` while it stands in the unstable tree; or into which page it was merged
+(``ksm_rmap``).
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.compiled import I64, U64, Word, kernel
 from shadowmmu.host.cutting import put_folio
 from shadowmmu.host.folio import frame_words, holds_zeros, in_large_folio, same_content, sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_shift, page_size
+from shadowmmu.host.ksm_rmap import memory_of, stay
 from shadowmmu.host.layout import (
     E_ADDRESS,
     E_HUGE,
     E_KSM,
+    E_PRESENT,
     E_ZERO,
     HVA_BASE,
     NO_ROWS,
@@ -36,7 +39,7 @@ from shadowmmu.host.layout import (
     ZERO,
 )
 from shadowmmu.host.steps import FILL_PAGE, MERGE, SPLIT_FOLIO, put, put_end, put_start
-from shadowmmu.host.tables import entry_at, page_index
+from shadowmmu.host.tables import entry_at
 from shadowmmu.host.vma import find_vma, vma_count
 from shadowmmu.machine.frames import data_frame
 from shadowmmu.machine.state import State
@@ -51,12 +54,6 @@ SEEN: Final = U64(2)
 CHECKSUM: Final = U64(~U64(3))
 TURN: Final = U64(7)
 TURN_BACK: Final = U64(57)
-
-
-@inline
-def memory_of(s: State, hva: Word) -> int:
-    """Row of ``hpte`` with what KSM remembers of the page of ``hva``."""
-    return len(s.hpte) // 2 + page_index(s, hva)
 
 
 @kernel
@@ -86,7 +83,7 @@ def checksum(s: State, pa: Word) -> Word:
 def mergeable_at(s: State, hva: Word) -> bool:
     """Whether ksmd would look at page ``hva``: an anonymous page in mergeable memory."""
     word = entry_at(s, hva)
-    if word == ZERO or word & E_ZERO != ZERO:
+    if word & E_PRESENT == ZERO or word & E_ZERO != ZERO:
         return False
     count = vma_count(s)
     row = find_vma(s, NO_ROWS, count, hva)
@@ -138,6 +135,7 @@ def put_merge(s: State, rows: int, hva: Word, into: Word) -> int:
         rows = put(s, rows, MERGE, hva, hva, ZERO)
     rows = put_end(s, rows, hva, end)
     if hva != into:
+        stay(s, hva, frame_at(s, into))
         rows = put_start(s, rows, hva, end)
         rows = put(s, rows, MERGE, hva, into, ZERO)
         rows = put_end(s, rows, hva, end)
@@ -180,7 +178,9 @@ def put_merge_two(s: State, hva: Word, other: Word) -> int:
         rows = put_folio(s, rows, other, SPLIT_FOLIO)
         if zeros:
             return put_break_cow(s, put_protect_in_vain(s, rows, other), hva)
-    return put_merge(s, rows, other, hva)
+    rows = put_merge(s, rows, other, hva)
+    stay(s, hva, frame_at(s, hva))
+    return rows
 
 
 @kernel

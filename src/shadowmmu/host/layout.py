@@ -63,9 +63,13 @@ E_FOLIO: Final = U64(1 << 6)  # hpte only: a page of a 2M folio whose leaf was s
 E_KSM: Final = U64(1 << 7)  # hpte only: a page that KSM merged; its frame may be mapped at several addresses
 E_HUGETLB: Final = U64(1 << 10)  # each entry of a hugetlb page
 E_LEAVING: Final = U64(1 << 8)  # hpte only: its huge page was split in order to move; it moves next
+E_SWAP: Final = U64(1 << 11)  # hpte only: a page on swap space; its address is the frame it will come back in
+E_MERGED: Final = U64(1 << 9)  # hpte only: was merged by KSM, went to swap space, and was not written since
 E_ACCESS: Final = U64(E_READ | E_WRITE)
 E_NOT_ACCESS: Final = U64(~E_ACCESS)
 E_NOT_IDLE: Final = U64(~E_IDLE)
+E_NOT_SWAP: Final = U64(~E_SWAP)
+E_NOT_MERGED: Final = U64(~E_MERGED)
 E_NOT_HUGE: Final = U64(~E_HUGE)
 E_ADDRESS: Final = U64(0x0000_FFFF_FFFF_F000)
 
@@ -88,6 +92,7 @@ R_RESUME: Final = R_HOST + 10  # address from which to plan the rest of a range,
 R_PLAN_BASE: Final = R_HOST + 11  # row of ``plan`` that plans begin at, 0 unless another is under way
 R_CONTENTS: Final = R_HOST + 12  # 1: what the VMM and L2 store is kept, for merging and zero pages
 R_MERGE_SCAN: Final = R_HOST + 13  # which of KSM's scans is under way, 0 to KSM_SCANS - 1
+R_SWAP: Final = R_HOST + 14  # 1: there is swap space
 R_HUGETLB: Final = R_HOST + 15  # bytes of a hugetlb page
 
 EAGAIN: Final = 11

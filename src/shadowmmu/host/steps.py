@@ -19,6 +19,7 @@ from shadowmmu.host.folio import split_folio
 from shadowmmu.host.frames import merge, move
 from shadowmmu.host.hugetlb import fill_hugetlb, write_hugetlb
 from shadowmmu.host.layout import ONE, R_PLAN_BASE, ZERO
+from shadowmmu.host.swap import set_swap, swap_in, swap_out
 from shadowmmu.host.tables import (
     change_access,
     collapse,
@@ -55,6 +56,9 @@ MERGE: Final = U64(18)
 FILL_HUGETLB: Final = U64(24)
 WRITE_HUGETLB: Final = U64(25)
 SPLIT_TO_MOVE: Final = U64(19)
+SWAP_OUT: Final = U64(26)
+SWAP_IN: Final = U64(27)
+SET_SWAP: Final = U64(28)
 
 OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     NOTIFY_START: ("notify_start", ("start", "end", "blockable"), "mmu_notifier_invalidate_range_start"),
@@ -81,6 +85,9 @@ OPS: Final[dict[Word, tuple[str, tuple[str, ...], str]]] = {
     ),
     SPLIT_TO_MOVE: ("split_to_move", ("hva",), "the same, and its pages move next"),
     MERGE: ("merge", ("hva", "into"), "a page is write-protected, and maps the frame of the page at into"),
+    SWAP_OUT: ("swap_out", ("hva",), "a page or a whole huge page goes to swap space"),
+    SWAP_IN: ("swap_in", ("hva", "flags", "write"), "a page comes back, with the access of flags"),
+    SET_SWAP: ("set_swap", ("on",), "swap space is there; or goes, and all of it comes back read-only"),
     SET_IDLE: ("set_idle", ("hva", "idle"), "the page idle flag is set or cleared"),
 }
 """Name, operands a, b, c, and meaning of each op. Addresses are host virtual, ends exclusive."""
@@ -148,5 +155,11 @@ def apply_step(s: State, row: int) -> None:
         split_folio(s, a, bool(op == SPLIT_TO_MOVE))
     elif op == MERGE:
         merge(s, a, b)
+    elif op == SWAP_OUT:
+        swap_out(s, a)
+    elif op == SWAP_IN:
+        swap_in(s, a, b, c != ZERO)
+    elif op == SET_SWAP:
+        set_swap(s, a != ZERO)
     elif op == SET_IDLE:
         set_idle(s, a, b != ZERO)

@@ -31,11 +31,14 @@ from shadowmmu.host.layout import (
     E_HUGETLB,
     E_IDLE,
     E_KSM,
+    E_MERGED,
     E_NOT_ACCESS,
     E_NOT_HUGE,
     E_NOT_IDLE,
+    E_NOT_MERGED,
     E_PRESENT,
     E_READ,
+    E_SWAP,
     E_WRITE,
     E_ZERO,
     HVA_BASE,
@@ -205,7 +208,8 @@ def make_writable(s: State, hva: Word) -> None:
     if s.hpmd[block] & E_HUGE != ZERO:
         s.hpmd[block] |= E_WRITE
     else:
-        s.hpte[page_index(s, hva)] |= E_WRITE
+        page = page_index(s, hva)
+        s.hpte[page] = (s.hpte[page] & E_NOT_MERGED) | E_WRITE
 
 
 @kernel
@@ -290,13 +294,17 @@ def free_tables(s: State, floor: Word, ceiling: Word) -> None:
 
 @inline
 def access_word(word: Word, flags: Word) -> Word:
-    """Leaf ``word`` with the access of a VMA with ``flags``; zero, merged, hugetlb pages stay read-only."""
-    if word == ZERO:
+    """Leaf ``word`` with the access of a VMA with ``flags``; zero, merged, hugetlb pages stay read-only.
+
+    A page on swap space has none until it comes back; one that was merged is read-only then, as it is not
+    known to be exclusive.
+    """
+    if word == ZERO or word & E_SWAP != ZERO:
         return word
     word = word & E_NOT_ACCESS
     if flags & VM_ACCESS != ZERO:
         word |= E_READ
-    if flags & (VM_WRITE | VM_HUGETLB) == VM_WRITE and word & (E_ZERO | E_KSM) == ZERO:
+    if flags & (VM_WRITE | VM_HUGETLB) == VM_WRITE and word & (E_ZERO | E_KSM | E_MERGED) == ZERO:
         word |= E_WRITE
     return word
 

@@ -4,7 +4,7 @@ Memslots, logs and places by backing have modules of their own; here is what L1,
 
 L1 obeys break-before-make (``guest_tables``). L2 executes only where the VMM wrote instructions. The VMM
 stores only to memory it made writable. Left out, because the model does not do them as Linux does
-(``docs/conformance.md``): reading idle pages, and khugepaged once pages were marked idle.
+(``docs/conformance.md``): reading idle pages, khugepaged once pages were marked idle, swapoff after KSM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shadowmmu.lab.conform.logs import Logs
 from shadowmmu.lab.conform.places import BLOCK, PLACES, Places
 from shadowmmu.lab.conform.windows import Windows
 
-GENERATION: Final = 3
+GENERATION: Final = 4
 """Raised when a seed makes other scripts than before."""
 CODE_PAGES: Final = 16
 CODE_NESTED: Final = 0x1_0000
@@ -58,6 +58,8 @@ class Generator:
     backing: str = "base"
     places: Places = PLACES["base"]
     aged: bool = False
+    merged: bool = False
+    swap: int = 0
     windows: Windows = field(init=False)
     logs: Logs = field(init=False)
 
@@ -400,6 +402,10 @@ class Generator:
             self.add(f"collapse {self.block():#x} 2M")
         elif call == "ksm":
             self.merge()
+        elif call == "swap":
+            if not self.merged or not self.swap:
+                self.swap = 1 - self.swap
+                self.add(f"swap {self.swap}")
         elif call == "khugepaged":
             if not self.aged:
                 self.add("khugepaged")
@@ -408,6 +414,7 @@ class Generator:
 
     def merge(self) -> None:
         """The VMM makes memory mergeable, in which pages are equal, and ksmd goes over it."""
+        self.merged = True
         start, size = self.host_range()
         where = f"{start:#x} {min(size, 16 * PAGE):#x}"
         if self.rng.random() < 0.5:
@@ -510,6 +517,8 @@ HOST_CALLS: Final = {
         "munmap",
         "mergeable",
         "pageout",
+        "pageout",
+        "swap",
         "migrate",
         "migrate",
         "ksm",
@@ -518,7 +527,7 @@ HOST_CALLS: Final = {
     "thp": (
         *("dontneed", "dontneed", "dontneed", "mprotect", "mprotect", "write", "write", "munmap"),
         *("hugepage", "nohugepage", "collapse", "collapse", "mergeable"),
-        *("migrate", "migrate", "ksm", "ksm", "khugepaged", "pageout", "pageout"),
+        *("migrate", "migrate", "ksm", "ksm", "khugepaged", "pageout", "pageout", "pageout", "swap"),
     ),
     "huge": ("dontneed", "dontneed", "mprotect", "write", "munmap"),
 }

@@ -37,7 +37,9 @@ LARGEST_ALLOCATION: Final = 4 << 20
 
 MACHINE: Final = "virt,virtualization=on,gic-version=3,dtb-randomness=off"
 CPU: Final = "max,lpa2=off"
-BOOT_OPTIONS: Final = "console=ttyAMA0 kvm-arm.mode=nested rdinit=/init loglevel=4 panic=-1"
+BOOT_OPTIONS: Final = (
+    "console=ttyAMA0 kvm-arm.mode=nested rdinit=/init loglevel=4 panic=-1 ramdisk_size=65536"
+)
 
 
 @dataclass(frozen=True)

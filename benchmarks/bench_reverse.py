@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from bare_machine import bare_machine, map_pages, record_pages, unlink_words, unmap_pages
 
+from shadowmmu.arch.stage2 import VALID
 from shadowmmu.compiled import U64, Counts, Word, Words, kernel
 from shadowmmu.designs.containers.maple import (
     maple_bytes,
@@ -138,7 +139,7 @@ def measure_reverse(keys: Keys) -> Figures:
             lambda s=starts, p=pages: unmap_pages(state, s, p), len(starts)
         )
         assert removed == found[f"erase_{name}_met"]
-    live = words[state.side[words] != 0][-SINGLES:]
+    live = words[state.mem[words] & VALID != 0][-SINGLES:]
     found["unlink"], _ = timed(lambda: unlink_words(state, live), len(live))
     return found
 

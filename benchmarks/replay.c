@@ -419,7 +419,6 @@ static inline i64 clear_entry(machine *m, u64 entry)
 {
 	u64 mmu = owner(m, entry), word = entry & DESCRIPTOR, frame = word >> 9, ipa;
 
-	m->side[word] = 0;
 	m->rmap[RT_ENTRIES]--;
 	count_gone(m, mmu);
 	if (!mmu)

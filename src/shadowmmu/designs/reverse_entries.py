@@ -29,7 +29,8 @@ ONE: Final = U64(1)
 DESCRIPTOR: Final = U64((1 << 33) - 1)
 GENERATION_SHIFT: Final = U64(33)
 GENERATION: Final = U64((1 << 16) - 1)
-# ``State.side``: canonical page number (40 bits), level of the entry, generation of the MMU; never 0.
+# ``State.side``: canonical page number (40 bits), level of the entry, generation of the MMU; never 0. Of a
+# descriptor whose entry an unmap took it is old.
 SIDE_PAGE: Final = U64(24)
 SIDE_LEVEL: Final = U64(16)
 LEVEL_MASK: Final = U64(3)

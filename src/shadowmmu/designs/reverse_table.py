@@ -5,8 +5,9 @@ stand, a word holds the *index of the shadow descriptor* and the *generation* of
 words above and the subtree below its range and clears the descriptors they name, without walking any shadow
 table. Two recorded leaves are disjoint or nested, because each is aligned in both spaces; so a slot for each
 size class is exact: nothing splits, merges or spans. Aliases hang in a chain off the same word.
-``side[descriptor]`` remembers the canonical address, so that a TLBI unlinks exactly. A wiped MMU gets a new
-generation and is done: its entries are stale. A leaf node begins small and grows with what is in it.
+``side[descriptor]`` remembers the canonical address, so that a TLBI unlinks exactly; an unmap leaves it,
+for what it says of a descriptor that is not recorded is never found. A wiped MMU gets a new generation and is
+done: its entries are stale. A leaf node begins small and grows with what is in it.
 Guarantees: exact under aliases within and across MMUs and for every mix of sizes. Ageing and write
 protection use the same lookup and leave the record as it is. A stale entry is never acted on: the MMU that
 owns its descriptor now has another generation. It goes when an unmap meets it or when its descriptor is
@@ -135,6 +136,7 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
+THREE: Final = U64(3)
 
 
 @kernel
@@ -263,7 +265,6 @@ def clear_entry(s: State, entry: Word) -> int:
     0 if the entry was stale: there is nothing to clear.
     """
     owner = entry_owner(s, entry)
-    s.side[entry & DESCRIPTOR] = ZERO
     if owner == CANONICAL:
         count_stale(s, ONE)
         return 0
@@ -361,6 +362,9 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
     removed = 0
     gone = ZERO
     stale = ZERO
+    owner = CANONICAL
+    table = ZERO  # and generation: all above the index in the table, so that neighbours share the owner
+    shift = U64(r.page_shift) - THREE
     slot = child_slot(child, first)
     stop = child_slot(child, last)
     while slot <= stop:
@@ -371,8 +375,9 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
             if named & CHAIN != ZERO:
                 removed += clear_named(s, named)
             else:
-                owner = entry_owner(s, named)
-                s.side[named & DESCRIPTOR] = ZERO
+                if named >> shift != table:
+                    table = named >> shift
+                    owner = entry_owner(s, named)
                 if owner == CANONICAL:
                     stale += ONE
                 else:

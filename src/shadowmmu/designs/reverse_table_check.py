@@ -116,7 +116,7 @@ def check_reverse_table(state: State) -> None:
     """Assert every invariant of the record. O(words of the record + words of the shadow tables).
 
     Shape: parents right, use counts exact, no empty node below the root, chains of two or more that share
-    no node. Content: each descriptor once, ``side`` its exact inverse, each live entry a leaf of that level
+    no node. Content: each descriptor once, with its entry in ``side``, each live entry a leaf of that level
     and (unless its MMU is broken) each leaf a live entry. Accounts: entries, stale and chained ones, those
     of each MMU, bytes, nodes. Generations: one an MMU, none above the last one given.
     """
@@ -126,7 +126,7 @@ def check_reverse_table(state: State) -> None:
     assert chained == walk.hanging, f"{walk.hanging} chain nodes, miscounted"
     mmus = range(1, shadow_mmus(state) + 1)
     complete = {mmu for mmu in mmus if not state.mmus[mmu, M_BROKEN]}
-    check_inverse(state, entries, {entry.word: _recorded_side(entry) for entry in entries})
+    check_inverse(state, entries, {entry.word: _recorded_side(entry) for entry in entries}, keeps_old=True)
     live = [entry for entry in entries if is_live(state, entry)]
     check_named_leaves(state, live, complete)
     _check_generations(state, entries, live)
@@ -165,10 +165,16 @@ def check_named_leaves(state: State, live: list[Recorded], complete: set[int]) -
             assert word in known, f"leaf {leaf.nested_ipa:#x} of shadow MMU {leaf.mmu} is not recorded"
 
 
-def check_inverse(state: State, entries: list[Recorded], inverse: dict[int, int]) -> None:
-    """Assert that no descriptor is named twice, and ``side`` holds ``inverse``."""
+def check_inverse(
+    state: State, entries: list[Recorded], inverse: dict[int, int], *, keeps_old: bool = False
+) -> None:
+    """Assert that no descriptor is named twice, and ``side`` holds ``inverse``.
+
+    ``keeps_old``: of descriptors that are not recorded, ``side`` may say what they were.
+    """
     assert len(inverse) == len(entries), "a descriptor is named twice"
-    side = {int(word): int(state.side[word]) for word in np.flatnonzero(state.side)}
+    words = inverse if keeps_old else np.flatnonzero(state.side)
+    side = {int(word): int(state.side[word]) for word in words}
     assert side == inverse, f"side and record differ at {_difference(side, inverse)}"
 
 

@@ -146,6 +146,10 @@ def test_generated_scenarios_let_vcpus_take_turns() -> None:
     several = [script for script in scripts if any(line.startswith("vcpus") for line in script)]
     words = {line.split()[0] for script in several for line in script}
     assert {"vcpu", "enter", "preempt", "exit", "wfi", "resume", "reset"} <= words
+    for script in scripts:
+        for at in (n for n, line in enumerate(script) if line == "preempt"):
+            back = [n for n, line in enumerate(script) if line.startswith("vcpu ") and n > at][1]
+            assert not any(line.endswith(" 300") for line in script[at:back]), "the rig would let it run"
     assert not any(line.split()[0] in ("vcpu", "enter") for s in scripts if s not in several for line in s)
 
 

@@ -55,6 +55,8 @@ class Generator:
     """The root that VTTBR_EL2 of each vCPU names."""
     in_l2: set[int] = field(default_factory=set)
     """The vCPUs that stand in L2, out of KVM_RUN or asleep."""
+    preempted: bool = False
+    """Whether one is scheduled out in L2: others go on, but not for long."""
     backing: str = "base"
     places: Places = PLACES["base"]
     aged: bool = False
@@ -301,7 +303,7 @@ class Generator:
         nested_ipa, room = self.mapped()
         count = self.rng.randint(1, room)
         operation = self.rng.choice("rwwr")
-        if self.logs.rings and room == 8 and self.rng.random() < 0.08:
+        if self.logs.rings and room == 8 and not self.preempted and self.rng.random() < 0.08:
             operation, count = "w", 300
         va = nested_ipa + 8 * self.rng.randrange(16)
         if self.rng.random() < 0.02:
@@ -364,15 +366,18 @@ class Generator:
                 self.add("resume", self.rng.choice(("exit", "wfi")))
 
     def _meanwhile(self) -> None:
-        """Others go on while a vCPU is scheduled out in L2; nothing that would let the rig's reader sleep."""
-        out = self.vcpu
+        """Others go on while a vCPU is scheduled out in L2.
+
+        Nothing in which the rig's reader of scripts would sleep or work for a second: the vCPU would run.
+        """
+        out, self.preempted = self.vcpu, True
         self.switch_vcpu()
         for _ in range(self.rng.randint(1, 4)):
             self.rng.choice((self.touch, self.touch, self.map, self.unmap, self.invalidate, self.select))()
             if self.rng.random() < 0.3:
                 start, size = self._hugetlb_page() if self.places.hugetlb else (self.page(), PAGE)
                 self.add(f"{self.rng.choice(('dontneed', 'mprotect'))} {start:#x} {size:#x}")
-        self.vcpu = out
+        self.vcpu, self.preempted = out, False
         self.add(f"vcpu {out}")
         if self.rng.random() < 0.5:
             self.add("exit")

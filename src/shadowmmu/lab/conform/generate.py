@@ -60,6 +60,8 @@ class Generator:
     backing: str = "base"
     places: Places = PLACES["base"]
     aged: bool = False
+    remapped: set[int] = field(default_factory=set)
+    """Blocks in which memory was mapped anew: the model does not migrate it as Linux does."""
     windows: Windows = field(init=False)
     logs: Logs = field(init=False)
 
@@ -393,6 +395,11 @@ class Generator:
         if self.places.hugetlb and call == "write":  # mprotect must not fail, or the store would
             start, size = self._hugetlb_page()
         where = f"{start:#x} {size:#x}"
+        blocks = set(range(start & -BLOCK, start + size, BLOCK))
+        if call == "munmap":
+            self.remapped |= blocks
+        elif call == "migrate" and self.backing == "thp" and blocks & self.remapped:
+            call = "dontneed"
         if call == "mprotect":
             self.add(f"mprotect {where} {self.rng.choice(('r', 'rw', 'rw', '-'))}")
         elif call in ("write", "rewrite"):

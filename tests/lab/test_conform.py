@@ -141,11 +141,31 @@ def test_generated_scenarios_have_every_backing_and_keep_l1_out_of_what_the_host
     assert seen == set(PLACES)
 
 
+def test_generated_scenarios_do_not_migrate_what_was_mapped_anew_in_a_huge_page() -> None:
+    migrated = 0
+    for number in range(40):
+        lines = [line.split() for line in random_script(4, number, 60).splitlines()]
+        if ["start", "thp"] not in [words[:2] for words in lines]:
+            continue
+        anew: set[int] = set()
+        for words in (words for words in lines if words[0] in ("mmap", "migrate")):
+            start, size = int(words[1], 16), int(words[2], 16)
+            blocks = set(range(start >> 21, (start + size - 1 >> 21) + 1))
+            migrated += words[0] == "migrate"
+            assert words[0] == "mmap" or not blocks & anew
+            anew |= blocks if words[0] == "mmap" else set()
+    assert migrated
+
+
 def test_generated_scenarios_let_vcpus_take_turns() -> None:
     scripts = [random_script(3, number, 60).splitlines() for number in range(40)]
     several = [script for script in scripts if any(line.startswith("vcpus") for line in script)]
     words = {line.split()[0] for script in several for line in script}
     assert {"vcpu", "enter", "preempt", "exit", "wfi", "resume", "reset"} <= words
+    for script in scripts:
+        for at in (n for n, line in enumerate(script) if line == "preempt"):
+            back = [n for n, line in enumerate(script) if line.startswith("vcpu ") and n > at][1]
+            assert not any(line.endswith(" 300") for line in script[at:back]), "the rig would let it run"
     assert not any(line.split()[0] in ("vcpu", "enter") for s in scripts if s not in several for line in s)
 
 

@@ -55,11 +55,15 @@ class Generator:
     """The root that VTTBR_EL2 of each vCPU names."""
     in_l2: set[int] = field(default_factory=set)
     """The vCPUs that stand in L2, out of KVM_RUN or asleep."""
+    preempted: bool = False
+    """Whether one is scheduled out in L2: others go on, but not for long."""
     backing: str = "base"
     places: Places = PLACES["base"]
     aged: bool = False
     merged: bool = False
     swap: int = 0
+    remapped: set[int] = field(default_factory=set)
+    """Blocks in which memory was mapped anew: the model does not migrate it as Linux does."""
     windows: Windows = field(init=False)
     logs: Logs = field(init=False)
 
@@ -303,7 +307,7 @@ class Generator:
         nested_ipa, room = self.mapped()
         count = self.rng.randint(1, room)
         operation = self.rng.choice("rwwr")
-        if self.logs.rings and room == 8 and self.rng.random() < 0.08:
+        if self.logs.rings and room == 8 and not self.preempted and self.rng.random() < 0.08:
             operation, count = "w", 300
         va = nested_ipa + 8 * self.rng.randrange(16)
         if self.rng.random() < 0.02:
@@ -366,15 +370,18 @@ class Generator:
                 self.add("resume", self.rng.choice(("exit", "wfi")))
 
     def _meanwhile(self) -> None:
-        """Others go on while a vCPU is scheduled out in L2; nothing that would let the rig's reader sleep."""
-        out = self.vcpu
+        """Others go on while a vCPU is scheduled out in L2.
+
+        Nothing in which the rig's reader of scripts would sleep or work for a second: the vCPU would run.
+        """
+        out, self.preempted = self.vcpu, True
         self.switch_vcpu()
         for _ in range(self.rng.randint(1, 4)):
             self.rng.choice((self.touch, self.touch, self.map, self.unmap, self.invalidate, self.select))()
             if self.rng.random() < 0.3:
                 start, size = self._hugetlb_page() if self.places.hugetlb else (self.page(), PAGE)
                 self.add(f"{self.rng.choice(('dontneed', 'mprotect'))} {start:#x} {size:#x}")
-        self.vcpu = out
+        self.vcpu, self.preempted = out, False
         self.add(f"vcpu {out}")
         if self.rng.random() < 0.5:
             self.add("exit")
@@ -390,6 +397,11 @@ class Generator:
         if self.places.hugetlb and call == "write":  # mprotect must not fail, or the store would
             start, size = self._hugetlb_page()
         where = f"{start:#x} {size:#x}"
+        blocks = set(range(start & -BLOCK, start + size, BLOCK))
+        if call == "munmap":
+            self.remapped |= blocks
+        elif call == "migrate" and self.backing == "thp" and blocks & self.remapped:
+            call = "dontneed"
         if call == "mprotect":
             self.add(f"mprotect {where} {self.rng.choice(('r', 'rw', 'rw', '-'))}")
         elif call in ("write", "rewrite"):

@@ -181,7 +181,13 @@ def test_a_block_is_split_in_place_with_bbml2_or_the_nt_bit(kind: str, bbm: int,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("flaw", "rule"),
-    [(1 << 38, rules.OUTPUT_ADDRESS), (1 << 2, rules.MEMORY_TYPE), (1 << 7, None), (CONTIGUOUS, None)],
+    [
+        (1 << 38, rules.OUTPUT_ADDRESS),
+        (1 << 2, rules.MEMORY_TYPE),
+        (1 << 7, None),
+        (CONTIGUOUS, None),
+        (1, None),  # left invalid: a leaf fewer
+    ],
 )
 @pytest.mark.parametrize("at", [0, 200, 511])
 def test_a_split_in_place_may_change_nothing_else(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 from kvm_lab import PAGE, M, Vm, fault_status
 
-from shadowmmu.arch.stage2 import AF
 from shadowmmu.arch.fault import TRANSLATION as TRANSLATION_FAULT
 from shadowmmu.arch.fault import WRITE
+from shadowmmu.arch.stage2 import AF
 from shadowmmu.compiled import U64
 from shadowmmu.designs.dispatch import design_recorded
 from shadowmmu.errors import UndeterminedError

@@ -113,6 +113,32 @@ def test_device_memory_has_no_shareability_to_change() -> None:
     assert rules.needs_break(stage1, 3, 0x8000_0403, 0x8000_0703) is None
 
 
+def test_with_ds_the_bits_of_shareability_are_address() -> None:
+    plain, wide = rules.a_tree(), rules.a_tree()
+    wide.geometry = wide.geometry._replace(oa_bits=52, wide=rules.OA52_DS)
+    page = 0x8000_04FF
+    assert rules.needs_break(plain, 3, page, page | 1 << 8) is rules.SHAREABILITY
+    assert rules.needs_break(wide, 3, page, page | 1 << 8) is rules.OUTPUT_ADDRESS
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("hardware", "modifier"), [(True, True), (True, False), (False, True)])
+def test_a_page_that_hardware_may_make_writable_is_not_read_only(
+    stage: int, hardware: bool, modifier: bool
+) -> None:
+    tree = rules.a_tree(stage=stage)
+    tree.hardware_dirty = hardware
+    read_only = 1 << 7 if stage == 1 else 0
+    page = 0x8000_047F | read_only | modifier << 51
+    found = rules.needs_break(tree, 3, page, page + 0x1000, same_contents=True)
+    assert found is (rules.OUTPUT_ADDRESS if hardware and modifier else None)
+
+
+@given(st.integers(0, 3), st.integers(0, 2**63 - 1))
+def test_what_is_not_valid_leads_nowhere(level: int, half: int) -> None:
+    assert rules.shape(rules.a_tree(start_level=0, ia_bits=48), level, 2 * half) == (rules.NOTHING, 0)
+
+
 POLICIES = {"NC": (4,), "WT": (1, 2, 3, 8, 9, 10, 11), "WB": (5, 6, 7, 12, 13, 14, 15)}
 NORMAL = st.tuples(st.sampled_from(sorted(POLICIES)), st.integers(0, 6))
 
@@ -155,7 +181,13 @@ def test_a_block_is_split_in_place_with_bbml2_or_the_nt_bit(kind: str, bbm: int,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("flaw", "rule"),
-    [(1 << 38, rules.OUTPUT_ADDRESS), (1 << 2, rules.MEMORY_TYPE), (1 << 7, None), (CONTIGUOUS, None)],
+    [
+        (1 << 38, rules.OUTPUT_ADDRESS),
+        (1 << 2, rules.MEMORY_TYPE),
+        (1 << 7, None),
+        (CONTIGUOUS, None),
+        (1, None),  # left invalid: a leaf fewer
+    ],
 )
 @pytest.mark.parametrize("at", [0, 200, 511])
 def test_a_split_in_place_may_change_nothing_else(
@@ -165,6 +197,20 @@ def test_a_split_in_place_may_change_nothing_else(
     blocks(s, 0x900_0000, flaw=flaw, at=at)
     found = s.play(("write", (0, s.pa, 0x900_0003)))
     assert [each.rule for each in found] == ([] if rule is None else [rule])
+
+
+@pytest.mark.parametrize("flaw", [0, 1 << 38])
+@pytest.mark.parametrize("at", [0, 511])
+def test_a_split_over_two_levels_is_compared_leaf_by_leaf(flaw: int, at: int) -> None:
+    s = scene("stage 2", 12, 1, bbm=2)
+    blocks(s, 0x900_0000)
+    for number in range(512):  # the second 2M as pages
+        page = s.leaf(OLD) & ~3 | 3 | (1 << 21) + (number << 12)
+        s.checker.write(0, 0x901_0000 + 8 * number, page ^ (flaw if number == at else 0))
+    s.checker.write(0, 0x900_0008, 0x901_0003)
+    s.checker.dsb(0, "ishst")
+    found = s.play(("write", (0, s.pa, 0x900_0003)))
+    assert [each.rule for each in found] == ([rules.OUTPUT_ADDRESS] if flaw else [])
 
 
 @pytest.mark.parametrize("bbm", [0, 2])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from bbm_lab import AF, NEW, OLD, ROOT, VMID, Event, Scene, by_address, registers, scene
+from bbm_lab import AF, ASID, NEW, OLD, ROOT, VMID, Event, Scene, by_address, registers, scene
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowmmu.arch.bbm import Checker
-from shadowmmu.arch.context import EVERYTHING
+from shadowmmu.arch.bbm_cleaning import hardware_update
+from shadowmmu.arch.bbm_rules import a_tree
+from shadowmmu.arch.bbm_trees import trees_of
+from shadowmmu.arch.context import EVERYTHING, context
+from shadowmmu.arch.registers import HCR_EL2, TCR_EL1
 from shadowmmu.errors import InputError
 
 ALL = (("dsb", (0, "ish")), ("tlbi", (0, "VMALLS12E1IS")), ("dsb", (0, "ish")))
@@ -106,6 +110,14 @@ def test_two_entries_must_not_lead_to_one_table() -> None:
     assert names(s, ("write", (0, parent(s) + 8, s.table | 3))) == ["shared table"]
 
 
+def test_a_table_named_twice_goes_once() -> None:
+    s = scene()
+    grand = parent(s) - (16 << s.page_shift)
+    assert names(s, ("write", (0, parent(s) + 8, s.table | 3))) == ["shared table"]
+    assert names(s, ("write", (0, grand, 0)), *ALL) == []
+    assert {s.checker.state(pa) for pa in (parent(s), parent(s) + 8, s.pa)} == {"untracked"}
+
+
 @pytest.mark.parametrize(("order", "barrier"), [(False, False), (True, False), (False, True)])
 def test_a_table_is_filled_before_it_is_hooked_in(order: bool, barrier: bool) -> None:
     s = scene()
@@ -163,6 +175,40 @@ def test_a_root_is_given_up_when_no_register_names_it_and_free_when_clean() -> N
     assert names(s, ("free", (0, ROOT, 0x1000))) == []
 
 
+def test_a_root_that_maps_nothing_is_free_at_once() -> None:
+    s, empty = scene(), 0x700_0000
+    s.play(("registers", (0, registers("EL1", 12, empty, ASID))))
+    assert s.checker.state(empty) == "invalid"
+    s.play(("registers", (0, registers("stage 2", 12, ROOT))))
+    assert names(s, ("give_up", (0, empty)), ("free", (0, empty, 0x1000))) == []
+    assert s.checker.state(empty) == "untracked"
+
+
+def test_a_root_under_two_names_is_followed_and_given_up_under_the_first() -> None:
+    s = scene("EL1")
+    assert names(s, ("registers", (0, registers("EL2", 12, ROOT)))) == ["shared table"]
+    elsewhere = registers("EL1", 12, 0x700_0000, ASID + 1)
+    s.play(("registers", (0, elsewhere)), ("registers", (1, elsewhere)))
+    assert names(s, ("give_up", (0, ROOT))) == []
+    assert s.checker.state(ROOT) == "taken out"
+    s.play(("tlbi", (0, "VMALLE1IS")), ("dsb", (0, "ish")))
+    assert s.checker.state(ROOT) == "untracked"
+
+
+@pytest.mark.parametrize("host", [False, True])
+def test_a_host_in_el2_has_no_tree_of_el1(host: bool) -> None:
+    row = context(
+        HCR_EL2=HCR_EL2.encode(E2H=1, TGE=int(host)),
+        SCTLR_EL1=1,
+        SCTLR_EL2=1,
+        TTBR0_EL1=ROOT,
+        TTBR0_EL2=FRESH,
+        TCR_EL1=TCR_EL1.encode(T0SZ=16, IPS=5, EPD1=1),
+        TCR_EL2=TCR_EL1.encode(T0SZ=16, IPS=5, EPD1=1),
+    )
+    assert {tree.base for tree in trees_of(row, EVERYTHING)} == ({FRESH} if host else {ROOT, FRESH})
+
+
 def test_one_vmid_stands_for_one_tree() -> None:
     s = scene()
     s.play(("write", (0, 0x700_0000, 3 | FRESH)))
@@ -198,6 +244,26 @@ def test_a_read_shows_the_last_write_or_an_update_by_hardware() -> None:
     row[6] |= 1 << 21  # VTCR_EL2.HA
     managed.play(("registers", (0, row)), ("write", (0, managed.pa + 8, managed.leaf(NEW) & ~AF)))
     assert names(managed, ("read", (0, managed.pa + 8, managed.leaf(NEW)))) == []
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("manages", "modifier"), [(True, True), (True, False), (False, True)])
+def test_hardware_sets_dirty_state_where_it_may_and_never_takes_it_back(
+    stage: int, manages: bool, modifier: bool
+) -> None:
+    tree = a_tree(stage=stage)
+    tree.hardware_af = tree.hardware_dirty = manages
+    plain = 0x8000_0003 | AF | modifier << 51
+    clean, dirty = (plain, plain | 1 << 7) if stage == 2 else (plain | 1 << 7, plain)
+    assert hardware_update(clean, dirty, tree) == (manages and modifier)
+    assert not hardware_update(dirty, clean, tree)
+
+
+def test_zeroed_memory_is_an_empty_table_when_it_is_hooked_in() -> None:
+    s = scene()
+    s.play(("write", (0, FRESH, s.leaf(NEW))), ("initialise", (0, FRESH, 1 << 12)))
+    assert names(s, ("dsb", (0, "ishst")), ("write", (0, parent(s) + 8, FRESH | 3))) == []
+    assert s.checker.state(FRESH) == "invalid"
 
 
 def test_zeroing_a_live_table_is_writing_it() -> None:

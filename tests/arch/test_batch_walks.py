@@ -76,6 +76,14 @@ def test_blocks_of_every_length(count: int) -> None:
     assert [word >> 63 for word in found] == [0 if i % 3 else 1 for i in range(count)]
 
 
+def test_a_root_beyond_the_output_size_fails_every_walk_of_a_batch() -> None:
+    narrow = 16 | 16 << 16 | 2 << 30  # IPS: 32 bits
+    machine = el10(TTBR0_EL1=ROOT1 | 1 << 33, TCR_EL1=narrow)
+    (single,) = machine.ask_all([("AT S1E1R", VA)])
+    assert (single.fault, single.level) == ("address size 0", 0)
+    assert batch(machine, "AT S1E1R", [VA, VA + 8]) == [word_of(single)] * 2
+
+
 def test_fetches_of_a_batch() -> None:
     assert batch(nested(), "execute", [0x4012_3008]) == [DATA | 8]
 

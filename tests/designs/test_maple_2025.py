@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import pytest
-from design_lab import BLOCK, DATA, NESTED, PAGE, PAGES_16, count, every_event, judged, leaf_of, run, script
+from design_lab import (
+    BLOCK,
+    DATA,
+    NESTED,
+    PAGE,
+    PAGES_16,
+    count,
+    every_event,
+    executor,
+    judged,
+    leaf_of,
+    run,
+    script,
+)
 
 from shadowmmu.compiled import U64
+from shadowmmu.designs.containers.pool import pool_used
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
-from shadowmmu.designs.maple_2025 import M_TREE, O_NESTED
+from shadowmmu.designs.maple_2025 import M_TREE, O_NESTED, maple_2025_record
 from shadowmmu.designs.tree_checks import Faults, check_maple_2025, ranges_of
 from shadowmmu.engine.executor import Executor
 from shadowmmu.verify.cases import random_script
@@ -30,6 +44,18 @@ def test_a_range_is_found_wherever_it_starts() -> None:
     assert violation is None
     assert leaf_of(made, NESTED) is None
     assert recorded(made) == []
+
+
+@pytest.mark.parametrize("words", [0, 4])
+def test_a_fill_without_room_is_lost_and_leaks_nothing(words: int) -> None:
+    """No room for the object, or for the node of the tree: nobody is told, which is one of its faults."""
+    made = executor(DESIGN, script("nop"))
+    end = int(made.state.rmap[0]) + words  # the engine never lets a pool run so short
+    state = made.state._replace(rmap=made.state.rmap[:end])
+    used = pool_used(state.rmap)
+    maple_2025_record(state, 1, U64(DATA), U64(NESTED), U64(PAGE))
+    assert (recorded(made), pool_used(state.rmap)) == ([], used)
+    assert count(made, "nodes_allocated") == count(made, "nodes_freed") == (1 if words else 0)
 
 
 def test_it_is_exact_for_lone_pages() -> None:

@@ -96,6 +96,33 @@ def test_its_functions_do_the_work_and_its_footprint_is_what_is_reported(written
     assert design_footprint(made.state) == 16 * 32
 
 
+def test_what_a_file_leaves_out_has_a_meaning(written: Written) -> None:
+    """Without init the pool is empty, without covers and recorded the design says nothing of its record."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    parts = text.split("\n\n\n@kernel\n")
+    left_out = [part for part in parts if part.startswith(("def init(", "def covers(", "def recorded("))]
+    assert len(left_out) == 3
+    dropped = [(f"\n\n\n@kernel\n{part.partition(chr(10) * 3)[0]}", "") for part in left_out]
+    name = named_design(written(*dropped))
+    made = executor(name, script(PAGES_16, f"dontneed {DATA:#x} 4k"))
+    made.run()
+    assert count(made, "over_unmapped_leaves") == 0 < count(made, "leaves_removed")
+    assert (design_recorded(made.state), design_footprint(made.state)) == (0, 16 * 32)
+    case = next(case for case in placed_cases() if not case.fail_allocation)
+    assert run_case(name, case).holds
+
+
+def test_words_that_a_file_leaves_out_come_from_its_name_and_docstring(written: Written) -> None:
+    words = ("NAME", "ORIGIN", "IDEA", "CLAIMS_SAFETY", "USES_SIDE", "WANTS_OUTPUTS")
+    text = TEMPLATE.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith(tuple(f"{word}:" for word in words))]
+    assert len(lines) == len(words)
+    design = CATALOGUE[named_design(written(*((f"{line}\n", "") for line in lines)))]
+    assert (design.name, design.origin) == ("mine", "mine.py")
+    assert design.idea == text[3:].partition("\n")[0]
+    assert (design.claims_safety, design.uses_side) == (True, False)
+
+
 def test_compare_takes_a_file(written: Written) -> None:
     source = ScenarioSource(name="own", text=script(PAGES_16, f"dontneed {DATA:#x} 4k"))
     path = written()

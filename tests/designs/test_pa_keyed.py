@@ -20,6 +20,7 @@ from design_lab import (
     script,
 )
 
+from shadowmmu.arch.stage2 import S2AP_W
 from shadowmmu.compiled import U64
 from shadowmmu.designs import pa_keyed as pa
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
@@ -91,6 +92,26 @@ def test_a_range_in_too_many_pieces_takes_the_vm_and_starts_again() -> None:
     assert count(made, "fallbacks_vm") == 1
     check_pa_keyed(made.state)
     assert design_recorded(made.state) == 4 + 1
+
+
+def test_protecting_a_slot_in_too_many_pieces_reaches_every_leaf_and_keeps_the_record() -> None:
+    made = executor(DESIGN, script(PAGES_16, PIECES, "log 1"), precise_updates=True)
+    made.run(last_event(made))
+    before = design_recorded(made.state)
+    assert cost(made, last_event(made), "fallbacks_vm", "leaves_removed") == [1, 0]
+    assert design_recorded(made.state) == before
+    assert all(not int(made.state.mem[leaf.word]) & int(S2AP_W) for leaf in shadow_leaves(made.state))
+
+
+def test_a_leaf_that_is_not_under_its_frame_takes_no_other_off() -> None:
+    made = run(DESIGN, script(*ALIASES))
+    leaf = leaf_of(made, NESTED)
+    assert leaf is not None
+    before = pa_places(made.state)
+    pa.pa_unlink(made.state, 2, U64(NESTED), U64(leaf.word), 3)
+    assert pa_places(made.state) == before
+    pa.pa_unlink(made.state, 1, U64(NESTED), U64(leaf.word), 3)
+    assert len(pa_places(made.state)) == len(before) - 1
 
 
 @pytest.mark.parametrize("nth", range(1, 18))

@@ -20,8 +20,10 @@ from design_lab import (
     script,
 )
 
+from shadowmmu.arch.stage2 import AF
 from shadowmmu.compiled import U64
 from shadowmmu.designs import per_vm_tree as vm
+from shadowmmu.designs.containers.maple import maple_store
 from shadowmmu.designs.dispatch import design_covers, design_recorded
 from shadowmmu.designs.reverse_table_check import shadow_leaves
 from shadowmmu.designs.tree_checks import Range, check_per_vm_tree, ranges_of
@@ -39,6 +41,13 @@ def entries(made: Executor) -> list[Range]:
     """The one map, L2s' code pages left out."""
     check_per_vm_tree(made.state)
     return [entry for entry in ranges_of(made.state, CANONICAL, vm.M_MAP) if entry.first >= DATA]
+
+
+def test_a_leaf_recorded_again_changes_nothing() -> None:
+    made = run(DESIGN, script(PAGES_16))
+    before = entries(made), int(design_recorded(made.state)), count(made, "nodes_allocated")
+    vm.per_vm_record(made.state, 1, U64(DATA), U64(NESTED), U64(PAGE))
+    assert (entries(made), int(design_recorded(made.state)), count(made, "nodes_allocated")) == before
 
 
 def test_one_lookup_serves_every_mmu_and_reaches_those_concerned() -> None:
@@ -92,6 +101,28 @@ def test_an_mmu_beyond_those_a_set_can_name_costs_the_vm() -> None:
     assert cost(made, last_event(made), "fallbacks_vm", "fallbacks_mmu") == [1, 0]
     assert shadow_leaves(made.state) == []
     assert entries(made) == []
+
+
+def test_ageing_what_a_set_cannot_name_keeps_the_record() -> None:
+    made = executor(DESIGN, script(PAGES_16, f"poke {DATA:#x} 1\nidle {DATA:#x} 1"), precise_updates=True)
+    made.run(last_event(made))
+    tree = made.state.mmus[CANONICAL, vm.M_MAP]
+    others = vm.UNKNOWN | vm.OTHERS | vm.name_of(1)
+    assert maple_store(made.state.rmap, made.state.count, tree, U64(DATA), U64(DATA + PAGE - 1), others)
+    before = entries(made)
+    assert cost(made, last_event(made), "fallbacks_vm", "leaves_removed") == [1, 0]
+    assert entries(made) == before
+    assert all(not int(made.state.mem[leaf.word]) & int(AF) for leaf in shadow_leaves(made.state))
+
+
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_a_map_without_room_breaks_the_record_of_the_mmu(nodes: int) -> None:
+    made = executor(DESIGN, script("nop"))
+    end = int(made.state.rmap[0]) + 32 * nodes  # the engine never lets a pool run so short
+    state = made.state._replace(rmap=made.state.rmap[:end])
+    vm.per_vm_record(state, 1, U64(DATA), U64(NESTED), U64(PAGE))
+    assert state.mmus[1, vm.M_BROKEN]
+    assert [count(made, name) for name in ("broken", "allocation_failures")] == [1, 0]
 
 
 @pytest.mark.parametrize("nth", range(1, 18))

@@ -92,6 +92,19 @@ def test_an_unmap_clears_without_walking_and_invalidates_each_mmu_once() -> None
     assert cost(made, last_event(made), *names) == [20, 2, 2, 0, 0]
 
 
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_a_descriptor_that_is_not_recorded_takes_no_other_off(level: int) -> None:
+    """Nothing stands beside it, which reads as canonical 0: at level 1 a node has an entry for that."""
+    made = run(DESIGN, script(aliases(3)))
+    leaf, recorded = leaf_of(made, NESTED), int(design_recorded(made.state))
+    assert leaf is not None
+    pte.pte_unlink(made.state, U64(leaf.word + 3), level)
+    assert design_recorded(made.state) == recorded
+    check_pte_chains(made.state)
+    pte.pte_unlink(made.state, U64(leaf.word), 3)
+    assert design_recorded(made.state) == recorded - 1
+
+
 def test_every_word_of_the_range_is_looked_at() -> None:
     made = executor(DESIGN, script(PAGES_16, f"dontneed {DATA:#x} 2M"))
     level_one_two_three = 1 + 1 + 512

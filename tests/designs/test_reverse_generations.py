@@ -67,10 +67,12 @@ def test_stale_entries_do_not_pile_up() -> None:
     assert max(held) == max(held[: len(held) // 2]) < 17 * rounds // 2
 
 
-def test_an_unmap_drops_the_stale_entries_it_meets_and_clears_nothing_for_them() -> None:
-    made = executor(DESIGN, script(PAGES_16, WIPE, f"dontneed {DATA:#x} 64k"))
+@pytest.mark.parametrize("pages", [16, 300])  # in a small leaf, and in a full one
+def test_an_unmap_drops_the_stale_entries_it_meets_and_clears_nothing_for_them(pages: int) -> None:
+    filled = f"map {NESTED:#x} {DATA:#x} {4 * pages}k 3 rw\ntouch w {NESTED:#x} 4096 {pages}"
+    made = executor(DESIGN, script(filled, WIPE, f"dontneed {DATA:#x} {4 * pages}k"))
     made.run(last_event(made))
-    assert stale(made) == 17
+    assert stale(made) == pages + 1
     removed, written, tlbis = cost(
         made, last_event(made), "leaves_removed", "descriptors_written", "tlbi_range_shadow"
     )

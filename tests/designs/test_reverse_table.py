@@ -201,6 +201,13 @@ def test_a_range_costs_the_path_to_it_once_and_its_words(
     assert cost(made, last_event(made), "leaves_removed", "nodes_visited") == [removed, LEVELS - 1 + words]
 
 
+def test_a_page_that_is_not_mapped_costs_a_look_at_its_word() -> None:
+    filled = f"map {NESTED:#x} {DATA:#x} 2M 3 rw\ntouch w {NESTED:#x} 4096 300"
+    made = executor("reverse_table", script(filled, f"dontneed {DATA + 400 * PAGE:#x} 4k"))
+    assert cost(made, last_event(made), "leaves_removed", "tlbi_range_shadow", "nodes_visited") == [0, 0, 3]
+    check_reverse_table(made.state)
+
+
 def test_the_check_sees_what_it_looks_for() -> None:
     pages = f"map {NESTED:#x} {DATA:#x} 16k 3 rw\ntouch w {NESTED:#x} 4096 4"
     made = run(DESIGN, script(FULL, *ALIASES, pages))

@@ -114,6 +114,20 @@ def test_a_broken_record_covers_everything_and_takes_no_more() -> None:
     assert design_covers(made.state, 1, U64(DATA), U64(NESTED), U64(PAGE), 3, U64(1))
 
 
+def test_an_entry_covers_its_own_leaf_and_no_other() -> None:
+    made = run(DESIGN, script(PAGES_16))
+
+    def covers(page: int, nested_page: int, pages: int) -> bool:
+        canonical_ipa, nested_ipa = U64(DATA + page * PAGE), U64(NESTED + nested_page * PAGE)
+        return bool(design_covers(made.state, 1, canonical_ipa, nested_ipa, U64(pages * PAGE), 3, U64(1)))
+
+    assert covers(3, 3, 1)
+    assert covers(0, 0, 16), "pages that follow each other in both"
+    assert not covers(3, 4, 1), "another nested address"
+    assert not covers(0, 0, 17), "beyond the last"
+    assert not covers(16, 16, 1)
+
+
 @pytest.mark.parametrize("nodes", [0, 1])
 def test_a_tree_without_room_for_a_node_breaks_the_record_too(nodes: int) -> None:
     made = executor(DESIGN, script("nop"))

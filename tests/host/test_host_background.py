@@ -10,6 +10,7 @@ from shadowmmu.host.background import plan_khugepaged, plan_migrate, plan_numa_h
 from shadowmmu.host.layout import EINVAL, HVA_BASE, MADV_HUGEPAGE, R_RESUME
 from shadowmmu.host.tables import translate
 from shadowmmu.machine.frames import read_memory, write_memory
+from shadowmmu.machine.state import R_NEXT_DATA
 
 
 def whole_migration(host: Host, offset: int, size: int) -> list[tuple[str, int, int]]:
@@ -89,6 +90,17 @@ def test_khugepaged_collapses_what_has_a_page() -> None:
     assert translate(host.state, U64(BASE + HUGE)).size == HUGE
     assert int(host.state.regs[R_RESUME]) == BASE + 2 * HUGE
     assert host.run(plan_khugepaged, 2 * HUGE) == []
+
+
+def test_khugepaged_that_finds_no_room_says_where_to_go_on() -> None:
+    host = Host(machine(4 * HUGE))
+    host.write(HUGE, PAGE)
+    host.run(plan_advise, 0, U64(4 * HUGE), MADV_HUGEPAGE)
+    roomy = host.state
+    full = roomy._replace(content=roomy.content[: int(roomy.regs[R_NEXT_DATA])].copy())
+    assert plan_khugepaged(full, U64(BASE)) == 0
+    assert int(full.regs[R_RESUME]) == BASE + HUGE
+    assert host.run(plan_khugepaged, HUGE) == both(HUGE, 2 * HUGE)
 
 
 def test_numa_hints_notify_once_a_vma_over_whole_blocks() -> None:

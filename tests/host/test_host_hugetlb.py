@@ -10,7 +10,7 @@ from host_lab import BASE, HUGE, PAGE, Host, host, machine, starts
 
 from shadowmmu.compiled import U64
 from shadowmmu.host.advise import plan_idle
-from shadowmmu.host.layout import EINVAL, HVA_BASE
+from shadowmmu.host.layout import EINVAL, HVA_BASE, R_RESULT
 from shadowmmu.host.remove import plan_punch
 from shadowmmu.host.setup import Backing, host_setup
 from shadowmmu.host.tables import populated
@@ -69,6 +69,18 @@ def test_a_bare_invalidation_takes_whole_hugetlb_pages(backing: Backing, size: i
     assert starts(lab.run(plan_punch, 0, U64(size))) == [(0, size)]
     assert lab.at(0).size == 0
     assert starts(lab.run(plan_punch, 0, U64(size))) == [(0, size)]
+
+
+def test_a_mapping_that_would_end_inside_a_hugetlb_page_leaves_the_cut_at_its_start() -> None:
+    lab = two_pages("huge", HUGE)
+    lab.mmap(0, HUGE)
+    lab.touch(PAGE, True)
+    frame = lab.at(PAGE)
+    assert starts(lab.mmap(PAGE, HUGE)) == [(0, HUGE)], "of the cut alone"
+    assert lab.register(R_RESULT) == EINVAL
+    assert lab.at(PAGE) == frame
+    assert [vma[:2] for vma in lab.vmas] == [(0, PAGE), (PAGE, HUGE), (HUGE, 2 * HUGE)]
+    assert lab.mmap(HUGE, PAGE) == -EINVAL, "no cut at the start"
 
 
 @each_size

@@ -20,7 +20,7 @@ from shadowmmu.host.layout import (
     VM_NOHUGEPAGE,
     VM_NORESERVE,
 )
-from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap
+from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.machine.state import R_NEXT_DATA
 
 MEMORY = 8 << 20
@@ -486,6 +486,24 @@ def test_collapse_of_a_missing_table_says_so_after_the_rest() -> None:
     lab.dontneed(HUGE, HUGE)
     assert starts(lab.collapse(0, 2 * HUGE)) == [(0, HUGE)]
     assert lab.register(R_RESULT) == EINVAL
+
+
+def test_collapse_passes_over_a_hole_and_says_so_after_the_rest() -> None:
+    lab = collapsible()
+    lab.munmap(0, HUGE)
+    assert starts(lab.collapse(0, 2 * HUGE)) == [(HUGE, 2 * HUGE)]
+    assert lab.register(R_RESULT) == ENOMEM
+    assert lab.at(HUGE).size == HUGE
+
+
+def test_a_bare_invalidation_has_the_bounds_it_is_asked_for() -> None:
+    lab = host()
+    for at in (0, HUGE, MEMORY - PAGE):
+        lab.touch(at, True)
+    assert starts(lab.run(plan_punch, MEMORY - PAGE, U64(PAGE))) == [(MEMORY - PAGE, MEMORY)]
+    assert [lab.at(at).size for at in (0, HUGE, MEMORY - PAGE)] == [PAGE, PAGE, 0]
+    for at, size in ((1, PAGE), (MEMORY, 1 << 63)):
+        assert lab.run(plan_punch, at, U64(size)) == -EINVAL
 
 
 def test_a_collapse_that_does_not_fit_goes_on_later() -> None:

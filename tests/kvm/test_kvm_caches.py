@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from kvm_lab import PAGE, K, M, Vm
 
+from shadowmmu.designs.dispatch import design_recorded
 from shadowmmu.kvm.layout import CACHES_ON, TRAPS_VM, V_STATE
 from shadowmmu.machine.counters import (
     CACHE_BYTES,
@@ -111,6 +112,16 @@ def test_reset_empties_every_table_without_fwb(design: str) -> None:
         assert bool(vm.state.vcpus[0, V_STATE] & TRAPS_VM) is not fwb
         vm.end()
         assert len(vm.leaves(0)) > 0, "L1 boots again"
+
+
+def test_reset_passes_over_a_slot_that_is_gone() -> None:
+    window = 0x8000_0000
+    script = f"memslot 1 {window:#x} 1M {DATA:#x}\npeek {window:#x}\nmark open\nmemslot 1\n"
+    vm = lab(f"{script}touch w {NESTED:#x}\nreset\nmark reset", design="pa_keyed").to("open")
+    assert window in vm.leaves(0)
+    vm.to("reset")
+    assert (vm.leaves(0), vm.leaves(1)) == ({}, {})
+    assert design_recorded(vm.state) == 0
 
 
 def test_a_first_init_empties_nothing() -> None:

@@ -1,6 +1,7 @@
 """Who gets a fault of L2 or of L1, and what is filled: table D1 of the upstream reference.
 
-The row ``-EAGAIN`` (replay) needs a second thread: the model has none, so it is not expressed.
+The row ``-EAGAIN`` (replay) needs a second vCPU that fills the same leaf meanwhile: no scenario expresses it,
+so the map is called with the abort that lost.
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 import pytest
 from kvm_lab import PAGE, M, Vm, fault_status
 
+from shadowmmu.arch.fault import TRANSLATION as TRANSLATION_FAULT
+from shadowmmu.arch.fault import WRITE
 from shadowmmu.arch.stage2 import AF
 from shadowmmu.compiled import U64
+from shadowmmu.designs.dispatch import design_recorded
 from shadowmmu.errors import UndeterminedError
+from shadowmmu.host.tables import HostPage
+from shadowmmu.kvm.fault import Abort, map_fault
 from shadowmmu.kvm.layout import K_IN_PROGRESS, K_SEQ, S_FLAGS, SLOT_READONLY
 from shadowmmu.machine.counters import (
     FAULTS_BOUNCED,
@@ -56,6 +62,16 @@ def test_a_fault_of_the_guest_walk_is_l1s() -> None:
     assert (seen["far"], seen["hpfar"], seen["left"]) == (N + 0x1008, N >> 8 | 0x10 | 1 << 63, 1)
     assert vm.count(FAULTS_INJECTED) == 1
     assert [row["esr"] for row in vm.log("inject_s2")] == [seen["esr"]]
+
+
+def test_a_fill_that_came_second_maps_and_records_nothing() -> None:
+    vm = Vm(f"mem 64M\nstart base\ns2 new 1\ncode\n{PAGES}rw\ntouch w {N:#x}", "reverse_table").end()
+    leaves, recorded = vm.leaves(1), design_recorded(vm.state)
+    pa = leaves[N].descriptor & 0xFFFF_FFFF_F000
+    abort = Abort(U64(N), U64(N), U64(0), U64(0), WRITE, TRANSLATION_FAULT, 3)
+    page, prot = HostPage(U64(pa), U64(PAGE), True), U64(leaves[N].descriptor & (0xC0 | 3 << 55))
+    assert not map_fault(vm.state, 1, abort, U64(0x4100_0000), U64(PAGE), U64(PAGE), page, prot)
+    assert (vm.leaves(1), design_recorded(vm.state)) == (leaves, recorded)
 
 
 @pytest.mark.parametrize(

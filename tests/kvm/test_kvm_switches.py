@@ -94,6 +94,12 @@ def test_a_vtcr_that_cannot_be_walked_ends_the_at(t0sz: int) -> None:
     assert row["par"] == 0xA09
 
 
+def test_a_stage_2_table_outside_l1s_memory_ends_the_at_with_an_external_abort() -> None:
+    script = "mem 64M\nstart base 0 0\ns2 new 1\npoke 0x40100000 0x50000003\nat s12e1r 0x123"
+    (row,) = Vm(script, as_architecture=("at-replay",)).end().log("at")
+    assert row["par"] == 0xA01 | (0x14 + 2) << 1, "on the walk, at level 2"
+
+
 @pytest.mark.parametrize(
     ("switches", "left", "status"), [((), 0, 0), (("nested-ipa-size",), 1, TRANSLATION_LEVEL_0)]
 )

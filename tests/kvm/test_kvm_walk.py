@@ -255,7 +255,8 @@ def test_a_table_whose_page_the_host_dropped_reads_as_zeros() -> None:
 
 
 def test_looking_changes_nothing() -> None:
-    # The judge composes L1's table with the host's by probing: here a page of the table is gone.
+    # The judge composes L1's table with the host's by probing: here L1 cleared an access flag, which a walk
+    # would set, and then a page of the table is gone.
     vm = Vm(
         f"""mem 64M
         start base
@@ -265,11 +266,13 @@ def test_looking_changes_nothing() -> None:
         codeat 0x1234000
         touch x 0x1234000 4 1
         mark kept
+        poke {ROOT:#x} {0x4000_0000 | RWX ^ AF | BLOCK:#x}
+        mark cleared
         dontneed {ROOT:#x} 4k
         mark lost""",
         "reverse_table",
     )
-    for mark, awaiting in (("kept", 0), ("lost", 1)):
+    for mark, awaiting in (("kept", 0), ("cleared", 0), ("lost", 1)):
         before, leaves = image_digest(vm.to(mark).state), vm.leaves(1)
         judge = Judge()
         judge.look(vm.executor, vm.executor.position - 1)

@@ -127,11 +127,11 @@ if INTERPRETED or TYPE_CHECKING:
         """The flags of a design of the user's own."""
         return int(TABLES[number][0])
 
-    def signature_of(call: Call) -> Any:
+    def signature_of(call: Call) -> Any:  # only compiled
         """Nothing is compiled in this mode."""
         raise NotImplementedError
 
-else:
+else:  # only compiled
     import numba
     from llvmlite import ir
     from numba.extending import intrinsic

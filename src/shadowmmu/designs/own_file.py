@@ -60,7 +60,7 @@ def read_design(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"read '{path}', expected a design in Python: {error}") from None
-    if not OWN_DESIGNS:
+    if not OWN_DESIGNS:  # only compiled
         raise InputError(
             f"read '{path}', expected SHADOWMMU_OWN_DESIGNS=1 in the environment of this process"
         )
@@ -194,13 +194,18 @@ def _words(path: Path, tree: ast.Module, module: ModuleType) -> dict[str, object
 
 
 def _table(path: Path, tree: ast.Module, module: ModuleType, outputs: bool) -> int:
-    """Compile the functions and lay their addresses out; the number of the design."""
+    """Make the table of the functions, which each have an address where they are compiled; its number."""
     flags = WANTS_OUTPUTS if outputs else 0
     functions: list[Any] = [getattr(module, call.name, None) or call.default for call in CALLS]
-    if INTERPRETED:
-        number = OWN + len(TABLES)
-        TABLES[number] = (flags, *functions)
-        return number
+    if not INTERPRETED:  # only compiled
+        return _compiled(path, tree, flags, functions)
+    number = OWN + len(TABLES)
+    TABLES[number] = (flags, *functions)
+    return number
+
+
+def _compiled(path: Path, tree: ast.Module, flags: int, functions: list[Any]) -> int:  # only compiled
+    """Compile the functions and lay their addresses out; the address of the table."""
     made = []
     for call, function in zip(CALLS, functions, strict=True):
         try:
@@ -213,7 +218,7 @@ def _table(path: Path, tree: ast.Module, module: ModuleType, outputs: bool) -> i
     return ctypes.addressof(table)
 
 
-def _not_compiled(path: Path, line: int, call: Call, error: Exception) -> InputError:
+def _not_compiled(path: Path, line: int, call: Call, error: Exception) -> InputError:  # only compiled
     """What Numba could not compile, at the last line of the file that it names."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     places = re.findall(rf'{KEPT_NAME}"?[ ,:(]+(?:line )?(\d+)', text)

@@ -127,8 +127,6 @@ def spanning_record(s: State, mmu: int, canonical_ipa: Word, nested_ipa: Word, s
 def spanning_forget(s: State, mmu: int, start: Word, end: Word) -> None:
     """A TLBI takes nested [start, end): remove what the direct map knows of it; UNKNOWN stays."""
     direct = s.mmus[mmu, M_DIRECT]
-    if direct == ZERO:
-        return
     tree_lock(s)
     entry = maple_find(s.rmap, s.count, direct, start, end - ONE)
     while entry.value != ZERO:

@@ -84,14 +84,12 @@ def recycle_shadow(s: State, vcpu: int) -> int:
     """Take the next unreferenced shadow MMU, round robin, for a new tenant.
 
     Its old contents stay until the wipe, under the new tenant's name (``pending_unmap``).
+    One is always unreferenced: there are two for each vCPU, which references one at most.
     """
     size = shadow_mmus(s)
-    victim = NOT_FOUND
-    for i in range(size):
-        candidate = (I64(s.regs[K_NEXT]) + i) % size + 1
-        if s.mmus[candidate, M_REFCNT] == ZERO:
-            victim = candidate
-            break
+    victim = I64(s.regs[K_NEXT]) + 1
+    while s.mmus[victim, M_REFCNT] != ZERO:
+        victim = victim % size + 1
     s.regs[K_NEXT] = U64(victim % size)
     if shadow_valid(s, victim):
         s.mmus[victim, M_PENDING] = ONE

@@ -105,6 +105,11 @@ def test_an_interval_that_ends_before_it_starts_is_refused() -> None:
         IntervalTree().insert(2, 1)
 
 
+def test_an_interval_tree_without_room_is_refused() -> None:
+    with pytest.raises(MemoryError, match="no room for a tree"):
+        IntervalTree(Pool(POOL_HEADER_WORDS, limit=POOL_HEADER_WORDS))
+
+
 def test_visits_of_interval_searches() -> None:
     """A search enters O(log n) nodes for the first hit and for each further one; a miss O(log n)."""
     rng = random.Random(4)

@@ -308,6 +308,28 @@ def test_visits_of_a_walk_are_a_descent_a_leaf(fanout: int, step: int) -> None:
     assert leaves * tree.height < len(model.entries)
 
 
+@FANOUTS
+@pytest.mark.parametrize("keys", [5, 40, 400])
+def test_erasing_the_whole_key_space_frees_every_node(fanout: int, keys: int) -> None:
+    tree = MapleTree(fanout)
+    empty = pool_used(tree.pool.words)
+    for key in range(keys):
+        tree.store(7 * key, 7 * key + 3, key + 1)
+    tree.store(0, END, 0)
+    assert (len(tree), tree.height, tree.bytes, list(tree)) == (0, 0, 0, [])
+    assert pool_used(tree.pool.words) == empty
+
+
+@FANOUTS
+def test_looking_back_from_every_place_between_entries(fanout: int) -> None:
+    tree, keys = MapleTree(fanout), [3 * number + 2 for number in range(60)]
+    for key in random.Random(1).sample(keys, len(keys)):
+        tree[key] = key
+    for index in range(keys[-1] + 3):
+        found = tree.find_back(index)
+        assert (found.first if found else None) == max((key for key in keys if key <= index), default=None)
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="16 or 10 slots, not 12"):
         MapleTree(12)

@@ -53,6 +53,14 @@ def test_visits_of_a_page_are_a_node_a_level_and_its_leaf(bits: int, levels: int
     radix.check()
 
 
+def test_a_page_radix_grows_under_what_it_holds() -> None:
+    radix, pages = PageRadix(), [number << 18 for number in range(60)]
+    for page in pages:
+        assert radix.add(page, 1 + page)
+    assert list(radix) == [(page, 1 + page) for page in pages]
+    radix.check()
+
+
 def test_what_a_page_radix_refuses() -> None:
     with pytest.raises(ValueError, match="31 to 48 bits"):
         PageRadix(30)

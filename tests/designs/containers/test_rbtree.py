@@ -51,6 +51,13 @@ def apply(tree: RedBlackTree, model: Model, operation: tuple[str, int, int]) -> 
         assert (bound.key if bound else None) == (keys[at] if at < len(keys) else None)
 
 
+def test_no_key_and_no_room_are_refused() -> None:
+    with pytest.raises(KeyError):
+        RedBlackTree()[5]
+    with pytest.raises(MemoryError, match="no room for a tree"):
+        RedBlackTree(Pool(POOL_HEADER_WORDS, limit=POOL_HEADER_WORDS))
+
+
 def agree(tree: RedBlackTree, model: Model) -> None:
     """Same mappings in the same order, and every invariant."""
     tree.check()

@@ -87,11 +87,14 @@ def interval_remove(words: Words, count: Counts, tree: Word, node: Word) -> None
 
 @inline
 def first_below(words: Words, count: Counts, top: Word, first: Word, last: Word) -> Word:
-    """The first interval of the subtree at ``top`` that overlaps [``first``, ``last``], 0 if none does."""
+    """The first interval of the subtree at ``top`` that overlaps [``first``, ``last``], 0 if none does.
+
+    Something in the subtree ends at ``first`` or later (``N_END``), and so in each that is entered.
+    """
     node = top
     visited = 0
     found = ZERO
-    while node != ZERO:
+    while True:
         visited += 1
         left = words[node + N_LEFT]
         if left != ZERO and words[left + N_END] >= first:
@@ -102,9 +105,7 @@ def first_below(words: Words, count: Counts, top: Word, first: Word, last: Word)
         if words[node + N_LAST] >= first:
             found = node
             break
-        node = words[node + N_RIGHT]
-        if node != ZERO and words[node + N_END] < first:
-            break
+        node = words[node + N_RIGHT]  # neither the node nor its left ends late enough: this does
     count[NODES_VISITED] += visited
     return found
 
@@ -124,7 +125,7 @@ def interval_next(words: Words, count: Counts, node: Word, first: Word, last: Wo
     here = node
     visited = 0
     found = ZERO
-    while here != ZERO:
+    while True:
         right = words[here + N_RIGHT]
         if right != ZERO and words[right + N_END] >= first:
             found = first_below(words, count, right, first, last)

@@ -118,5 +118,5 @@ def test_setting_pages_idle_ages_them_in_the_canonical_table_alone() -> None:
 
 def test_a_run_is_named_once() -> None:
     runs: list[KernelRun] = bundled_runs()
-    assert len(RUNS) == 53
+    assert len(RUNS) == 54
     assert len(runs) == 41

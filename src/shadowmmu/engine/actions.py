@@ -299,9 +299,9 @@ def guest_action(s: State, kind: int, vcpu: int, op: Words) -> int:
         else:
             s.vcpus[vcpu, V_HCR] &= ~HCR_VM
     elif kind == POKE:
-        l1_store(s, vcpu, op[A], op[B])
+        l1_store(s, vcpu, op[A], op[B], L1_LOOP_PAGE)
     elif kind == PEEK:
-        l1_load(s, vcpu, op[A])
+        l1_load(s, vcpu, op[A], L1_LOOP_PAGE)
         answer_mailbox(s, vcpu)
     elif kind == S1:
         write_registers(s, vcpu, op)

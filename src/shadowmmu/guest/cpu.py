@@ -12,7 +12,7 @@ from shadowmmu.arch.fault import EXECUTE, NONE, WRITE, abort_syndrome, fault_sta
 from shadowmmu.arch.regime import output_address
 from shadowmmu.arch.stage2 import stage2_fault, stage2_walk
 from shadowmmu.compiled import I64, U64, Word, kernel
-from shadowmmu.guest.layout import L1_LOOP_PAGE, REGISTER_LOAD, REGISTER_STORE, ZERO
+from shadowmmu.guest.layout import REGISTER_LOAD, REGISTER_STORE, ZERO
 from shadowmmu.host.advise import plan_mprotect
 from shadowmmu.host.geometry import page_shift
 from shadowmmu.host.layout import HVA_BASE, R_PAGES, VM_READ, VM_WRITE
@@ -113,9 +113,9 @@ def l1_access(s: State, vcpu: int, canonical_ipa: Word, access: int, code_page: 
 
 
 @kernel
-def l1_address(s: State, vcpu: int, canonical_ipa: Word, access: int) -> Word:
+def l1_address(s: State, vcpu: int, canonical_ipa: Word, access: int, code_page: Word) -> Word:
     """Physical address behind one of L1's own, after the access that makes it so; 0 if there is none."""
-    if l1_access(s, vcpu, canonical_ipa, access, L1_LOOP_PAGE) != DONE:
+    if l1_access(s, vcpu, canonical_ipa, access, code_page) != DONE:
         return MAPS_NOTHING
     mmu = hw_mmu(s, vcpu)
     r = context_regime(s, mmu)

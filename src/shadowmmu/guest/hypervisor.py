@@ -16,6 +16,7 @@ from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.guest.cpu import DONE, STUCK, TRIES, access_until_done, l1_access, l1_address
 from shadowmmu.guest.layout import (
     G_POOL,
+    L1_LARGE_PAGE,
     L1_LOOP_PAGE,
     L1_STACK_PAGE,
     L1_START_PAGE,
@@ -29,7 +30,7 @@ from shadowmmu.host.geometry import page_size
 from shadowmmu.kvm.at import handle_at
 from shadowmmu.kvm.layout import BOOTED, V_STATE, V_VTCR
 from shadowmmu.machine.frames import read_memory, write_memory
-from shadowmmu.machine.state import State
+from shadowmmu.machine.state import R_PAGE_SHIFT, State
 
 THREE: Final = U64(3)
 PAGE_TYPE: Final = U64(3)
@@ -82,17 +83,17 @@ def switch_from_l2(s: State, vcpu: int) -> None:
 
 
 @kernel
-def l1_store(s: State, vcpu: int, canonical_ipa: Word, value: Word) -> None:
-    """Store 8 bytes of L1's memory; lost where nothing backs it."""
-    pa = l1_address(s, vcpu, canonical_ipa, WRITE)
+def l1_store(s: State, vcpu: int, canonical_ipa: Word, value: Word, code_page: Word) -> None:
+    """Store 8 bytes of L1's memory by code in ``code_page``; lost where nothing backs it."""
+    pa = l1_address(s, vcpu, canonical_ipa, WRITE, code_page)
     if pa != ZERO:
         write_memory(s, pa, value)
 
 
 @kernel
-def l1_load(s: State, vcpu: int, canonical_ipa: Word) -> Word:
-    """Load 8 bytes of L1's memory; zero where nothing backs it."""
-    pa = l1_address(s, vcpu, canonical_ipa, READ)
+def l1_load(s: State, vcpu: int, canonical_ipa: Word, code_page: Word) -> Word:
+    """Load 8 bytes of L1's memory by code in ``code_page``; zero where nothing backs it."""
+    pa = l1_address(s, vcpu, canonical_ipa, READ, code_page)
     return read_memory(s, pa) if pa != ZERO else ZERO
 
 
@@ -118,17 +119,25 @@ def guest_leaf(s: State, vcpu: int, level: Word) -> Word:
     return ONE << U64(shift + (shift - 3) * (3 - I64(level)))
 
 
+@inline
+def building_page(s: State, shift: int) -> Word:
+    """The page of L1's code that builds tables of ``shift``; of an abort's IPA, 4K show on any host."""
+    own = shift != SHIFT_4K and I64(s.regs[R_PAGE_SHIFT]) != SHIFT_4K
+    return L1_LARGE_PAGE if own else L1_LOOP_PAGE
+
+
 @kernel
 def use_stack(s: State, vcpu: int, access: int) -> None:
     """L1 saves registers on its stack, or reads them back, around its work on tables of larger pages."""
-    if table_shift(s.vcpus[vcpu, V_VTCR]) != SHIFT_4K:
-        l1_access(s, vcpu, L1_STACK_PAGE, access, L1_LOOP_PAGE)
+    shift = table_shift(s.vcpus[vcpu, V_VTCR])
+    if shift != SHIFT_4K:
+        l1_access(s, vcpu, L1_STACK_PAGE, access, building_page(s, shift))
 
 
 @kernel
-def clear_page(s: State, vcpu: int, canonical_ipa: Word, size: Word) -> None:
+def clear_page(s: State, vcpu: int, canonical_ipa: Word, size: Word, code_page: Word) -> None:
     """L1 zeroes ``size`` bytes within one page of the host."""
-    pa = l1_address(s, vcpu, canonical_ipa, WRITE)
+    pa = l1_address(s, vcpu, canonical_ipa, WRITE, code_page)
     if pa == ZERO:
         return
     for i in range(I64(size >> THREE)):
@@ -139,13 +148,14 @@ def clear_page(s: State, vcpu: int, canonical_ipa: Word, size: Word) -> None:
 @kernel
 def new_table(s: State, vcpu: int, shift: int) -> Word:
     """A zeroed page of ``shift`` address bits from L1's pool, whose next page L1 keeps beside its code."""
-    l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, L1_LOOP_PAGE)
+    code_page = building_page(s, shift)
+    l1_access(s, vcpu, L1_LOOP_PAGE, WRITE, code_page)
     size = ONE << U64(shift)
     table = (s.regs[G_POOL] + size - ONE) & ~(size - ONE)
     s.regs[G_POOL] = table + size
     step = min(size, page_size(s))
     for i in range(I64(size // step)):
-        clear_page(s, vcpu, table + U64(i) * step, step)
+        clear_page(s, vcpu, table + U64(i) * step, step, code_page)
     return table
 
 
@@ -158,6 +168,7 @@ def set_leaf(
     No TLBI: that is a command of its own.
     """
     page = table_shift(s.vcpus[vcpu, V_VTCR])
+    code_page = building_page(s, page)
     stride = U64(page - 3)
     index = (ONE << stride) - ONE
     at = 1 if page == SHIFT_4K else 2
@@ -165,16 +176,16 @@ def set_leaf(
     shift = U64(page) + stride * U64(3 - at)
     while at < level:
         entry = table + (((nested_ipa >> shift) & index) << THREE)
-        descriptor = l1_load(s, vcpu, entry)
+        descriptor = l1_load(s, vcpu, entry, code_page)
         if descriptor & TABLE_TYPE != TABLE_TYPE:
             if attributes == ZERO:
                 return
             descriptor = new_table(s, vcpu, page) | TABLE_TYPE
-            l1_store(s, vcpu, entry, descriptor)
+            l1_store(s, vcpu, entry, descriptor, code_page)
         table = descriptor & OA_BITS
         shift -= stride
         at += 1
     value = ZERO
     if attributes != ZERO:
         value = canonical_ipa | attributes | (PAGE_TYPE if level == 3 else BLOCK_TYPE)
-    l1_store(s, vcpu, table + (((nested_ipa >> shift) & index) << THREE), value)
+    l1_store(s, vcpu, table + (((nested_ipa >> shift) & index) << THREE), value, code_page)

@@ -17,7 +17,7 @@ from typing import Final
 from shadowmmu.errors import InputError, UndeterminedError
 from shadowmmu.events.schema import Scenario
 from shadowmmu.formats.answer import DONE, Answer, parse_answer
-from shadowmmu.machine.granule import hugetlb_bytes
+from shadowmmu.machine.granule import block_bytes, hugetlb_bytes
 from shadowmmu.oracles.rig.archive import archive
 from shadowmmu.oracles.rig.console import last_lines, split_console
 from shadowmmu.oracles.rig.locate import missing_parts, rig_folder
@@ -34,6 +34,10 @@ HOST_OWN: Final = 768 << 20
 
 LARGEST_ALLOCATION: Final = 4 << 20
 """Above this, hugetlb pages need aligned room that the first of the two nodes may not have."""
+
+LARGE_BLOCK: Final = 512 << 20
+"""Room aligned for huge pages of this size is in a node only above L0's image and below its early
+allocations; a node without any counts as fragmented, and kcompactd moves the VM's pages."""
 
 MACHINE: Final = "virt,virtualization=on,gic-version=3,dtb-randomness=off"
 CPU: Final = "max,lpa2=off"
@@ -179,6 +183,8 @@ class Rig:
         memory = max(HOST_MEMORY, max(s.memory_bytes for s in scenarios) + HOST_OWN)
         if any(size > LARGEST_ALLOCATION for size in pools):
             memory += 2 * sum(size * count for size, count in pools.items())
+        if any(block_bytes(s.granule) >= LARGE_BLOCK for s in scenarios):
+            memory = 2 * (memory + 2 * LARGE_BLOCK)
         return [
             *(str(self.folder / "qemu"), "-M", MACHINE, "-cpu", CPU, "-smp", "1"),
             *numa_nodes(memory),

@@ -12,7 +12,7 @@ from typing import Final
 from shadowmmu.compiled import U64, Word, kernel
 from shadowmmu.host.advise import first_populated, may_collapse, plan_collapse_blocks
 from shadowmmu.host.cutting import put_folio, put_walk, range_end
-from shadowmmu.host.folio import sharers
+from shadowmmu.host.folio import fully_mapped, sharers
 from shadowmmu.host.geometry import huge_mask, huge_size, page_shift, page_size, pages_per_huge
 from shadowmmu.host.layout import (
     E_ADDRESS,
@@ -44,16 +44,6 @@ from shadowmmu.machine.state import State
 
 MOVES_PER_PLAN: Final = 16
 """Pages of a split folio that move in one plan: their notifiers fit the log of one step."""
-
-
-@kernel
-def partly_mapped(s: State, block: Word) -> bool:
-    """Whether a page of the split huge page in ``block`` was unmapped (``folio_test_partially_mapped``)."""
-    first = block_index(s, block) * pages_per_huge(s)
-    page = first
-    while page < first + pages_per_huge(s) and s.hpte[page] & E_FOLIO != ZERO:
-        page += 1
-    return bool(page < first + pages_per_huge(s))
 
 
 @kernel
@@ -119,7 +109,7 @@ def plan_migrate(s: State, hva: Word, size: Word) -> int:
         if word & E_PRESENT != ZERO and not stays and s.vmas[row, V_FLAGS] & VM_HUGETLB == ZERO:
             if following < end:
                 s.regs[R_RESUME] = following
-            if word & E_FOLIO != ZERO and partly_mapped(s, block):
+            if word & E_FOLIO != ZERO and not fully_mapped(s, block):
                 s.regs[R_RESUME] = here  # then its pages
                 return put_folio(s, NO_ROWS, here, SPLIT_TO_MOVE)
             if word & E_FOLIO != ZERO:

@@ -89,6 +89,18 @@ def in_large_folio(s: State, hva: Word) -> bool:
 
 
 @kernel
+def fully_mapped(s: State, block: Word) -> bool:
+    """Whether all pages of the huge page in ``block`` are mapped (``folio_test_partially_mapped``: not)."""
+    if s.hpmd[block_index(s, block)] & E_HUGE != ZERO:
+        return True
+    first = page_index(s, block)
+    page = first
+    while page < first + pages_per_huge(s) and s.hpte[page] & E_FOLIO != ZERO:
+        page += 1
+    return bool(page == first + pages_per_huge(s))
+
+
+@kernel
 def split_folio(s: State, hva: Word, leaving: bool) -> None:
     """Split the huge page around ``hva``; its pages of zeros go, and the zero page is mapped instead.
 

@@ -9,11 +9,10 @@ from typing import Final
 
 from shadowmmu.compiled import Word, kernel
 from shadowmmu.host.cutting import put_folio, put_walk, range_end
-from shadowmmu.host.folio import in_large_folio, sharers
-from shadowmmu.host.geometry import huge_mask, huge_size, page_size, pages_per_huge
+from shadowmmu.host.folio import fully_mapped, in_large_folio, sharers
+from shadowmmu.host.geometry import huge_mask, huge_size, page_size
 from shadowmmu.host.layout import (
     E_ADDRESS,
-    E_FOLIO,
     E_HUGE,
     E_KSM,
     E_PRESENT,
@@ -65,18 +64,6 @@ def swappable(s: State, hva: Word) -> bool:
     if word & E_PRESENT == ZERO or word & E_ZERO != ZERO:
         return False
     return bool(word & E_KSM == ZERO or sharers(s, word & E_ADDRESS) == 1)
-
-
-@kernel
-def fully_mapped(s: State, block: Word) -> bool:
-    """Whether the huge page in ``block`` has all its pages mapped."""
-    if s.hpmd[block_index(s, block)] & E_HUGE != ZERO:
-        return True
-    first = page_index(s, block)
-    page = first
-    while page < first + pages_per_huge(s) and s.hpte[page] & E_FOLIO != ZERO:
-        page += 1
-    return bool(page == first + pages_per_huge(s))
 
 
 @kernel

@@ -33,7 +33,7 @@ def test_which_runs_ship() -> None:
         "hugetlb": 4,
         "live": 18,
         "mm": 6,
-        "slots": 11,
+        "slots": 13,
         "swap": 7,
         "vcpus": 9,
     }

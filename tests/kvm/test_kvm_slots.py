@@ -10,7 +10,7 @@ from kvm_lab import PAGE, K, M, Vm
 
 from shadowmmu.engine.observe import dirty_pages, read_log
 from shadowmmu.kvm.layout import K_SPLIT_CACHE
-from shadowmmu.machine.counters import LOCK_WRITE, TLBI_RANGE, TLBI_VMID, TLBI_VMID_SHADOW
+from shadowmmu.machine.counters import LOCK_WRITE, TLBI_IPA, TLBI_RANGE, TLBI_VMID, TLBI_VMID_SHADOW
 
 RAM, DATA, WINDOW, NESTED = 0x4000_0000, 0x4100_0000, 0x8000_0000, 0x9000_0000
 WORD = 64 * PAGE
@@ -257,6 +257,21 @@ def test_a_log_that_begins_splits_the_canonical_blocks_alone(chunk: int, holds: 
     assert vm.sizes() == shadow
     assert not writable(vm, 1, 0, 1 << 40)
     assert [ipa for ipa in vm.leaves(0) if ipa < WINDOW] == others
+
+
+@pytest.mark.parametrize(("chunk", "broken"), [(2 * M, 1 + 512), (1024 * M, 1)])
+def test_a_block_of_1g_becomes_pages_at_once_where_there_are_tables_for_all(chunk: int, broken: int) -> None:
+    vm = Vm(f"eager {chunk:#x}\nmem 1G\nstart huge-pud\npeek {DATA:#x}\nmark block\nlog 1").to("block")
+    block = vm.leaves(0)[RAM]
+    assert (block.size, len(vm.leaves(0))) == (1024 * M, 1)
+    before = vm.count(TLBI_IPA)
+    vm.end()
+    assert vm.count(TLBI_IPA) - before == broken
+    leaves = vm.leaves(0)
+    assert list(leaves) == list(range(RAM, RAM + 1024 * M, PAGE))
+    assert {(x.size, x.level, x.prot) for x in leaves.values()} == {(PAGE, 3, block.prot.replace("w", ""))}
+    last = leaves[RAM + 1024 * M - PAGE].descriptor
+    assert last & 0xFFFF_FFFF_F000 == (block.descriptor & 0xFFFF_C000_0000) + 1024 * M - PAGE
 
 
 def test_a_block_of_16k_pages_is_split_into_all_of_them() -> None:

@@ -46,6 +46,7 @@ from shadowmmu.events.schema import (
 from shadowmmu.guest.layout import G_CURSOR, G_POOL, ONE, ZERO
 from shadowmmu.host.setup import frames_per_step, host_reserve
 from shadowmmu.kvm.layout import K_RING
+from shadowmmu.kvm.split import splits, tables_of_chunk
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.log import ROWS_PER_STEP
 from shadowmmu.machine.state import (
@@ -99,7 +100,8 @@ def record_words_per_step(s: State) -> int:
 @inline
 def room(s: State) -> int:
     """FINISHED if every array has room for a step, else what to grow."""
-    if frames_left(s) < FRAMES_PER_STEP + 2 * I64(s.regs[K_RING]):
+    tables = I64(tables_of_chunk(s)) if splits(s) else 0
+    if frames_left(s) < FRAMES_PER_STEP + 2 * I64(s.regs[K_RING]) + tables:
         return NEEDS_FRAMES
     if not host_reserve(s):
         return NEEDS_HOST

@@ -12,9 +12,10 @@ from shadowmmu.arch.regime import entry_size
 from shadowmmu.compiled import U64, Word, inline, kernel
 from shadowmmu.kvm.layout import K_SPLIT_CACHE, K_SPLIT_CHUNK, ONE, ZERO
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
+from shadowmmu.machine.counters import TABLES_ALLOCATED
 from shadowmmu.machine.log import SPLIT, observe
 from shadowmmu.machine.state import R_STRIDE, State
-from shadowmmu.pgtable.context import CANONICAL, M_LEAVES, context_regime
+from shadowmmu.pgtable.context import CANONICAL, context_regime
 from shadowmmu.pgtable.split import split_first
 
 STRIDE_OF_4K: Final = U64(9)
@@ -60,13 +61,15 @@ def chunk_end(s: State, at: Word, end: Word) -> Word:
 
 @kernel
 def split_on(s: State, start: Word, at: Word, end: Word) -> Word:
-    """Split one block of [start, end) at most, from ``at`` on and in its chunk; where to go on."""
+    """Split one block of [start, end) at most, from ``at`` on and in its chunk; where to go on.
+
+    A block of 1G takes ``tables_of_chunk`` tables in one step.
+    """
     if at == start or at & (s.regs[K_SPLIT_CHUNK] - ONE) == ZERO:
         begin_chunk(s, at, end)
-    leaves = s.mmus[CANONICAL, M_LEAVES]
-    after = split_first(s, CANONICAL, at, chunk_end(s, at, end))
-    if s.mmus[CANONICAL, M_LEAVES] != leaves:
-        s.regs[K_SPLIT_CACHE] -= ONE
+    tables = s.count[TABLES_ALLOCATED]
+    after = split_first(s, CANONICAL, at, chunk_end(s, at, end), s.regs[K_SPLIT_CACHE])
+    s.regs[K_SPLIT_CACHE] -= U64(s.count[TABLES_ALLOCATED] - tables)
     return after
 
 

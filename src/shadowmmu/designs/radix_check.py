@@ -40,6 +40,8 @@ class RadixWalk:
     nodes: int = 0
     words: int = 0
     hanging: int = 0
+    sized: bool = False
+    """Leaves of ``reverse_leaves``, small or full, counted in the word above; else plain nodes."""
     seen: set[int] = field(default_factory=set)
 
     def meet(self, node: int, words: int) -> None:
@@ -50,9 +52,12 @@ class RadixWalk:
         self.words += words
 
 
-def walk_radix(state: State, *, keeps_empty_nodes: bool = False) -> RadixWalk:
-    """Assert the shape of the radix: parents right, use counts exact, no empty node below the root."""
-    walk = RadixWalk()
+def walk_radix(state: State, *, keeps_empty_nodes: bool = False, sized_leaves: bool = False) -> RadixWalk:
+    """Assert the shape of the radix: parents right, use counts exact, no empty node below the root.
+
+    ``sized_leaves``: those of ``reverse_leaves``, for which the word above has the size and the count.
+    """
+    walk = RadixWalk(sized=sized_leaves)
     r = context_regime(state, CANONICAL)
     _walk_node(state, walk, r, int(state.rmap[rn.RT_ROOT]), 0, r.start_level, 0, keeps_empty_nodes)
     return walk
@@ -77,31 +82,41 @@ def _walk_node(
     for index in used:
         content = int(words[first + index])
         canonical_ipa = base + index % entries * size
-        if level < 3 and index < entries and content >> int(rl.SIZE_SHIFT):
-            _walk_small(state, walk, r, content, node, canonical_ipa)
+        if level == 2 and index < entries and walk.sized:
+            _walk_leaf(state, walk, r, content, canonical_ipa)
         elif level < 3 and index < entries:
             _walk_node(state, walk, r, content, node, level + 1, canonical_ipa, keeps)
         else:
             walk.heads.append(Head(canonical_ipa, level, size, content))
 
 
-def _walk_small(state: State, walk: RadixWalk, r: Regime, child: int, parent: int, base: int) -> None:
+def _walk_leaf(state: State, walk: RadixWalk, r: Regime, child: int, base: int) -> None:
     node, size = child & int(rl.NODE_INDEX), child >> int(rl.SIZE_SHIFT)
-    assert int(rl.SMALLEST) <= size <= int(rl.LARGEST), f"node {node} has 2^{size} words"
+    width = 1 << size if size else 1 << r.stride
+    assert not size or int(rl.SMALLEST) <= size <= int(rl.LARGEST), f"node {node} has 2^{size} words"
     assert node not in walk.seen, f"node {node} is reached twice"
     walk.seen.add(node)
     walk.nodes += 1
-    walk.words += 1 << size
-    items = [int(item) for item in state.rmap[node + int(rn.NODE_HEADER) : node + (1 << size)] if item]
-    counted = int(state.rmap[node + int(rn.USED)])
-    assert counted == len(items), f"node {node}: {len(items)} words used, {counted} counted"
-    assert items, f"node {node} is empty"
-    assert int(state.rmap[node + int(rn.PARENT)]) == parent, f"node {node}: parent is not {parent}"
+    walk.words += width
+    words = [(at, int(word)) for at, word in enumerate(state.rmap[node : node + width]) if word]
+    named = sum(1 if size else _named(state, word) for _, word in words)
+    counted = child >> int(rl.COUNT_SHIFT) & int(rl.MOST_ENTRIES)
+    assert counted == named, f"node {node}: {named} entries, {counted} counted"
+    assert words, f"node {node} is empty"
     page = 1 << level_shift(r, 3)
-    for item in items:
-        index = item >> int(rl.INDEX_SHIFT)
-        assert index < 1 << r.stride, f"node {node}: item {item:#x} is of no page"
-        walk.heads.append(Head(base + index * page, 3, page, item & int(rl.ENTRY)))
+    for at, word in words:
+        index = word >> int(rl.INDEX_SHIFT) if size else at
+        assert index < 1 << r.stride, f"node {node}: item {word:#x} is of no page"
+        walk.heads.append(Head(base + index * page, 3, page, word & int(rl.ENTRY) if size else word))
+
+
+def _named(state: State, word: int) -> int:
+    """How many entries a word of a full leaf names."""
+    number = 0
+    while word & int(rn.CHAIN):
+        number += 1
+        word = int(state.rmap[(word & ~int(rn.CHAIN)) + 1])
+    return number + (word != 0)
 
 
 def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: int) -> None:
@@ -114,7 +129,7 @@ def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: i
     assert live == held, f"{held} nodes, {live} allocated and not freed"
     r = context_regime(state, CANONICAL)
     idle = {
-        rn.RT_FREE_LEAF: int(rn.node_words(r, 3)),
+        rn.RT_FREE_LEAF: 1 << r.stride if walk.sized else int(rn.node_words(r, 3)),
         rn.RT_FREE_NODE: int(rn.node_words(r, 2)),
         rn.RT_FREE_CHAIN: hanging_words,
     }

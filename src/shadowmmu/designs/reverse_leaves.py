@@ -3,9 +3,9 @@
 A *full* leaf has a word for each page of the page table that stands there. A *small* one is a bag of items,
 each an index and an entry in one word, in no order; an alias is one item more, so it needs no chain. An
 *entry* is any number below 2^49 but 0; what it says is the design's affair (``reverse_entries``). A leaf
-starts with 8 words (two are its header), is promoted to twice as many when it is full, and at 64 words to a
-full one; it stays what it is until it is empty. The word that names a leaf says its size too, so nothing has
-to be read to know it.
+starts with 8 words, is promoted to twice as many when it is full, and at 64 words to a full one; it stays
+what it is until it is empty. It has no header: the word above that names it says its size too, and how many
+entries it has, so a fill and a removal meet one line of the leaf and no other.
 
 ``NODES_VISITED`` counts eight words (a cache line) of a small leaf as one node, of a full one each word.
 """
@@ -18,8 +18,6 @@ from shadowmmu.arch.regime import Regime, level_shift
 from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
-    NODE_HEADER,
-    PARENT,
     RT_ENTRIES,
     RT_FREE_LEAF,
     RT_FREE_SMALL,
@@ -34,7 +32,6 @@ from shadowmmu.designs.reverse_nodes import (
     give_node,
     link_entry,
     make_node,
-    node_words,
     take_node,
     unlink_entry,
 )
@@ -43,12 +40,19 @@ from shadowmmu.machine.state import R_PAGE_SHIFT, R_STRIDE, State
 
 LEAF_LEVEL: Final = 3
 
-# A child word over leaves: index of the node, and from bit 56 the logarithm of its words; 0: a full one.
-SIZE_SHIFT: Final = U64(56)
-NODE_INDEX: Final = U64((1 << 56) - 1)
+# A child word over leaves: index of the node; from bit 36 how many entries it has; from bit 61 the logarithm
+# of its words, 0 for a full one.
+NODE_INDEX: Final = U64((1 << 36) - 1)
+COUNT_SHIFT: Final = U64(36)
+ONE_ENTRY: Final = U64(1 << 36)
+MOST_ENTRIES: Final = U64((1 << 25) - 1)
+SIZE_SHIFT: Final = U64(61)
+SIZE_BITS: Final = U64(7 << 61)
 SMALLEST: Final = U64(3)
 LARGEST: Final = U64(6)
-"""64 words: a full leaf of 512 entries is 4.1 KiB, 65 bytes for each of the 63 items that call for it."""
+"""64 words: a full leaf of 512 words is 4 KiB, 63 bytes for each of the 65 entries that call for it."""
+MOST_ALIASED: Final = U64((1 << 25) - (1 << 14))
+"""A page of a leaf with so many entries gets no more aliases; each of its pages still has room for one."""
 
 # An item: the index of the page in its leaf, from bit 49, and the entry. 0 is a free place.
 INDEX_SHIFT: Final = U64(49)
@@ -72,6 +76,24 @@ def leaf_node(child: Word) -> Word:
 
 
 @inline
+def leaf_entries(child: Word) -> Word:
+    """How many entries a leaf has, those of chains included."""
+    return (child >> COUNT_SHIFT) & MOST_ENTRIES
+
+
+@inline
+def outlasts_one(child: Word) -> bool:
+    """Whether a leaf is a full one that has more than one entry."""
+    return bool(not is_small(child) and leaf_entries(child) > ONE)
+
+
+@inline
+def leaf_slot(child: Word, page: Word) -> Word:
+    """Where a full leaf keeps the word of its page ``page``."""
+    return (child & NODE_INDEX) + page
+
+
+@inline
 def small_end(child: Word) -> Word:
     """The word after the last item of a small leaf."""
     return (child & NODE_INDEX) + (ONE << (child >> SIZE_SHIFT))
@@ -90,83 +112,68 @@ def small_list(size: Word) -> int:
 
 
 @inline
+def full_words(r: Regime) -> Word:
+    """Words of a full leaf."""
+    return ONE << U64(r.stride)
+
+
+@inline
 def free_leaf(s: State, r: Regime, child: Word) -> None:
     """Give a leaf of either kind back."""
     size = child >> SIZE_SHIFT
     if size != ZERO:
         give_node(s, leaf_node(child), ONE << size, small_list(size))
     else:
-        give_node(s, child, node_words(r, LEAF_LEVEL), RT_FREE_LEAF)
+        give_node(s, leaf_node(child), full_words(r), RT_FREE_LEAF)
 
 
 @apart
-def new_small_leaf(s: State, parent: Word, place: Word, size: Word) -> Word:
-    """Hang an empty small leaf of ``1 << size`` words under ``place``; its child word."""
-    node = take_node(s, ONE << size, small_list(size))
-    s.rmap[node + PARENT] = parent
-    child = node | (size << SIZE_SHIFT)
-    s.rmap[place] = child
-    return child
+def new_small_leaf(s: State, size: Word) -> Word:
+    """An empty small leaf of ``1 << size`` words; its child word."""
+    return take_node(s, ONE << size, small_list(size)) | (size << SIZE_SHIFT)
 
 
 @inline
 def put_item(s: State, child: Word, item: Word) -> None:
     """Put an item into a small leaf that has room: behind the last one, or where one went before."""
-    node = leaf_node(child)
-    used = s.rmap[node + USED]
-    at = node + NODE_HEADER + used
+    at = leaf_node(child) + leaf_entries(child)
     end = small_end(child)
     while s.rmap[at] != ZERO:
         at += ONE
         if at == end:
-            at = node + NODE_HEADER
+            at = leaf_node(child)
     s.rmap[at] = item
-    s.rmap[node + USED] = used + ONE
 
 
 @apart
-def promote_leaf(s: State, r: Regime, place: Word, child: Word) -> Word:
+def promote_leaf(s: State, r: Regime, child: Word) -> Word:
     """Move a small leaf that has no room into one twice as large, or a full one; its child word."""
-    node = leaf_node(child)
-    parent = s.rmap[node + PARENT]
     size = child >> SIZE_SHIFT
-    at = node + NODE_HEADER
+    at = leaf_node(child)
     end = small_end(child)
     if size < LARGEST:
-        larger = new_small_leaf(s, parent, place, size + ONE)
+        larger = new_small_leaf(s, size + ONE)
         while at < end:
             put_item(s, larger, s.rmap[at])
+            larger += ONE_ENTRY
             at += ONE
     else:
-        larger = take_node(s, node_words(r, LEAF_LEVEL), RT_FREE_LEAF)
-        s.rmap[larger + PARENT] = parent
-        s.rmap[place] = larger
+        larger = take_node(s, full_words(r), RT_FREE_LEAF) | (child & ~(NODE_INDEX | SIZE_BITS))
         while at < end:
             item = s.rmap[at]
-            link_entry(s, larger, child_slot(larger, item >> INDEX_SHIFT), item & ENTRY)
-            s.rmap[RT_ENTRIES] -= ONE  # it moves, it does not join
+            link_entry(s, leaf_slot(larger, item >> INDEX_SHIFT), item & ENTRY)
             at += ONE
     free_leaf(s, r, child)
     return larger
 
 
-@inline
-def leaf_place(s: State, r: Regime, canonical_ipa: Word) -> Word:
-    """Where the child word of the leaf over ``canonical_ipa`` stands, or 0. O(levels)."""
-    parent = find_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
-    if parent == ZERO:
-        return ZERO
-    s.count[NODES_VISITED] += 1
-    return child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
-
-
 class Leaf(NamedTuple):
-    """A leaf, and which of its pages was asked for."""
+    """A leaf, where it hangs, and which of its pages was asked for."""
 
-    child: Word
-    """0: there is none."""
+    place: Word
+    """The word that names the leaf; 0 if there is none."""
     page: Word
-    """Its index in the leaf."""
+    """Index of the page in the leaf."""
 
 
 @inline
@@ -175,69 +182,74 @@ def find_leaf(s: State, canonical_ipa: Word, blocks: Word) -> Leaf:
     page = canonical_ipa >> s.regs[R_PAGE_SHIFT]
     stride = s.regs[R_STRIDE]
     shift = s.rmap[RT_TOP_SHIFT]
-    child = s.rmap[RT_ROOT]
-    index = page >> shift
+    place = child_slot(s.rmap[RT_ROOT], page >> shift)
     heads = s.rmap[RT_TOP_ENTRIES]
-    while shift != ZERO:
-        place = child_slot(child, index)
+    while True:
         child = s.rmap[place]
         if child == ZERO or (blocks != ZERO and s.rmap[place + heads] != ZERO):
             return Leaf(ZERO, ZERO)
         heads = ONE << stride
         shift -= stride
         index = (page >> shift) & (heads - ONE)
-    return Leaf(child, index)
+        if shift == ZERO:
+            return Leaf(place, index)
+        place = child_slot(child, index)
 
 
 @inline
-def leaf_link(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
-    """Name ``entry`` under a page, making and promoting leaves as needed. O(levels), amortised."""
+def leaf_link(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
+    """Put ``entry`` under a page, making and promoting leaves as needed. O(levels), amortised.
+
+    False, and nothing done, if the leaf has as many aliases as can be counted.
+    """
     leaf = find_leaf(s, canonical_ipa, ZERO)
-    if leaf.child == ZERO:
-        make_room(s, r, canonical_ipa, entry)
-        return
-    if not is_small(leaf.child):
-        link_entry(s, leaf.child, child_slot(leaf.child, leaf.page), entry)
-    elif s.rmap[leaf_node(leaf.child) + USED] < small_room(leaf.child):
-        put_item(s, leaf.child, (leaf.page << INDEX_SHIFT) | entry)
-        s.rmap[RT_ENTRIES] += ONE
+    if leaf.place == ZERO:
+        return link_with_room(s, r, canonical_ipa, entry)
+    child = s.rmap[leaf.place]
+    if not is_small(child):
+        slot = leaf_slot(child, leaf.page)
+        if s.rmap[slot] != ZERO:
+            return link_with_room(s, r, canonical_ipa, entry)
+        s.rmap[slot] = entry
+    elif leaf_entries(child) < ONE << (child >> SIZE_SHIFT):
+        put_item(s, child, (leaf.page << INDEX_SHIFT) | entry)
     else:
-        make_room(s, r, canonical_ipa, entry)
-        return
+        return link_with_room(s, r, canonical_ipa, entry)
+    s.rmap[leaf.place] = child + ONE_ENTRY
+    s.rmap[RT_ENTRIES] += ONE
     s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
-
-
-@inline
-def small_room(child: Word) -> Word:
-    """How many items fit into a small leaf."""
-    return (ONE << (child >> SIZE_SHIFT)) - NODE_HEADER
+    return True
 
 
 @apart
-def make_room(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
-    """``leaf_link`` where a node is missing or has to grow."""
+def link_with_room(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
+    """``leaf_link`` where a node is missing or has to grow, or a word has a use already."""
     parent = make_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
     s.count[NODES_VISITED] += 1
     place = child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
     child = s.rmap[place]
     if child == ZERO:
-        child = new_small_leaf(s, parent, place, SMALLEST)
+        child = new_small_leaf(s, SMALLEST)
         s.rmap[parent + USED] += ONE
-    else:
-        child = promote_leaf(s, r, place, child)
+    elif is_small(child):
+        child = promote_leaf(s, r, child)
+    elif leaf_entries(child) >= MOST_ALIASED:
+        return False
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
         put_item(s, child, (index << INDEX_SHIFT) | entry)
-        s.rmap[RT_ENTRIES] += ONE
     else:
-        link_entry(s, child, child_slot(child, index), entry)
+        link_entry(s, leaf_slot(child, index), entry)
+    s.rmap[place] = child + ONE_ENTRY
+    s.rmap[RT_ENTRIES] += ONE
+    return True
 
 
 @inline
 def find_item(s: State, child: Word, item: Word) -> Word:
     """Where ``item`` stands in a small leaf, or 0. O(items)."""
     count_small(s, child)
-    at = leaf_node(child) + NODE_HEADER
+    at = leaf_node(child)
     end = small_end(child)
     while at < end and s.rmap[at] != item:
         at += ONE
@@ -245,18 +257,17 @@ def find_item(s: State, child: Word, item: Word) -> Word:
 
 
 @inline
-def drop_leaf(s: State, r: Regime, place: Word, canonical_ipa: Word) -> None:
+def drop_leaf(s: State, r: Regime, parent: Word, place: Word, canonical_ipa: Word) -> None:
     """Free the leaf at ``place`` if nothing is left in it, and what that leaves empty above."""
     child = s.rmap[place]
-    if child != ZERO and s.rmap[leaf_node(child) + USED] == ZERO:
-        free_empty_leaf(s, r, place, child, canonical_ipa)
+    if child != ZERO and leaf_entries(child) == ZERO:
+        free_empty_leaf(s, r, parent, place, canonical_ipa)
 
 
 @apart
-def free_empty_leaf(s: State, r: Regime, place: Word, child: Word, canonical_ipa: Word) -> None:
-    """Free a leaf and what that leaves empty above."""
-    parent = s.rmap[leaf_node(child) + PARENT]
-    free_leaf(s, r, child)
+def free_empty_leaf(s: State, r: Regime, parent: Word, place: Word, canonical_ipa: Word) -> None:
+    """Free the empty leaf at ``place``, a word of ``parent``, and what that leaves empty above."""
+    free_leaf(s, r, s.rmap[place])
     s.rmap[place] = ZERO
     s.rmap[parent + USED] -= ONE
     drop_empty_nodes(s, r, parent, LEAF_LEVEL - 1, canonical_ipa)
@@ -265,34 +276,38 @@ def free_empty_leaf(s: State, r: Regime, place: Word, child: Word, canonical_ipa
 @kernel
 def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
     """Take ``entry`` off what a page names. O(levels + aliases); nothing happens if it is not there."""
-    place = leaf_place(s, r, canonical_ipa)
-    if place == ZERO or s.rmap[place] == ZERO:
+    parent = find_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
+    if parent == ZERO:
         return
+    s.count[NODES_VISITED] += 1
+    place = child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
     child = s.rmap[place]
+    if child == ZERO:
+        return
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
         at = find_item(s, child, (index << INDEX_SHIFT) | entry)
         if at == ZERO:
             return
         s.rmap[at] = ZERO
-        s.rmap[leaf_node(child) + USED] -= ONE
-        s.rmap[RT_ENTRIES] -= ONE
-    else:
-        unlink_entry(s, child, child_slot(child, index), entry)
-    drop_leaf(s, r, place, canonical_ipa)
+    elif not unlink_entry(s, leaf_slot(child, index), entry):
+        return
+    s.rmap[place] = child - ONE_ENTRY
+    s.rmap[RT_ENTRIES] -= ONE
+    drop_leaf(s, r, parent, place, canonical_ipa)
 
 
 @kernel
 def leaf_names(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
     """Whether a page names ``entry``. O(levels + aliases)."""
-    place = leaf_place(s, r, canonical_ipa)
-    if place == ZERO or s.rmap[place] == ZERO:
+    leaf = find_leaf(s, canonical_ipa, ZERO)
+    if leaf.place == ZERO:
         return False
-    child = s.rmap[place]
-    index = entry_index(r, LEAF_LEVEL, canonical_ipa)
+    s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
+    child = s.rmap[leaf.place]
     if is_small(child):
-        return find_item(s, child, (index << INDEX_SHIFT) | entry) != ZERO
-    return word_names(s, s.rmap[child_slot(child, index)], entry)
+        return find_item(s, child, (leaf.page << INDEX_SHIFT) | entry) != ZERO
+    return word_names(s, s.rmap[leaf_slot(child, leaf.page)], entry)
 
 
 @kernel
@@ -312,7 +327,7 @@ def sort_small(s: State, child: Word) -> None:
 
     Under the lock for write only. An insertion sort: linear when they came in order, as they mostly do.
     """
-    first = leaf_node(child) + NODE_HEADER
+    first = leaf_node(child)
     end = small_end(child)
     sorted_end = first
     at = first

@@ -215,43 +215,34 @@ def chain_pop(s: State, named: Word) -> tuple[Word, Word]:
 
 
 @inline
-def link_entry(s: State, node: Word, slot: Word, entry: Word) -> None:
-    """Add ``entry`` to what ``slot`` names; a second one makes a chain. O(1)."""
-    s.rmap[RT_ENTRIES] += ONE
+def link_entry(s: State, slot: Word, entry: Word) -> None:
+    """Add ``entry`` to what ``slot`` names; a second one makes a chain. O(1). The caller counts."""
     named = s.rmap[slot]
-    if named == ZERO:
-        s.rmap[slot] = entry
-        s.rmap[node + USED] += ONE
-    else:
-        link_alias(s, slot, named, entry)
+    s.rmap[slot] = entry if named == ZERO else chained(s, named, entry)
 
 
 @apart
-def link_alias(s: State, slot: Word, named: Word, entry: Word) -> None:
-    """Put ``entry`` in front of what ``slot`` names."""
+def chained(s: State, named: Word, entry: Word) -> Word:
+    """The chain of ``entry`` and what ``named`` names."""
     if named & CHAIN == ZERO:
         named = chain_node(s, named, ZERO)
-    s.rmap[slot] = chain_node(s, entry, named)
+    return chain_node(s, entry, named)
 
 
 @inline
-def unlink_entry(s: State, node: Word, slot: Word, entry: Word) -> None:
-    """Take ``entry`` off what ``slot`` names. O(aliases). Does nothing if it is not there."""
-    named = s.rmap[slot]
-    if named & CHAIN != ZERO:
-        unlink_alias(s, slot, named, entry)
-        if s.rmap[slot] == ZERO:
-            s.rmap[node + USED] -= ONE
-    elif named == entry:
+def unlink_entry(s: State, slot: Word, entry: Word) -> bool:
+    """Take ``entry`` off what ``slot`` names; whether it was there. O(aliases). The caller counts."""
+    if s.rmap[slot] == entry:
         s.rmap[slot] = ZERO
-        s.rmap[RT_ENTRIES] -= ONE
-        s.rmap[node + USED] -= ONE
+        return True
+    return unlink_alias(s, slot, entry)
 
 
 @apart
-def unlink_alias(s: State, slot: Word, named: Word, entry: Word) -> None:
-    """Take ``entry`` off the chain ``named``."""
+def unlink_alias(s: State, slot: Word, entry: Word) -> bool:
+    """``unlink_entry`` where ``slot`` names a chain, or something else."""
     before = ZERO
+    named = s.rmap[slot]
     while named & CHAIN != ZERO and s.rmap[named & ~CHAIN] != entry:
         s.count[NODES_VISITED] += 1
         before = named & ~CHAIN
@@ -260,12 +251,12 @@ def unlink_alias(s: State, slot: Word, named: Word, entry: Word) -> None:
     if named & CHAIN != ZERO:
         _gone, following = chain_pop(s, named)
     elif named != entry:
-        return
+        return False
     if before == ZERO:
         s.rmap[slot] = following
     else:
         s.rmap[before + ONE] = following
-    s.rmap[RT_ENTRIES] -= ONE
+    return True
 
 
 class Slot(NamedTuple):

@@ -71,9 +71,11 @@ from shadowmmu.designs.reverse_entries import (
     side_word,
 )
 from shadowmmu.designs.reverse_leaves import (
+    COUNT_SHIFT,
     ENTRY,
     INDEX_SHIFT,
     LEAF_LEVEL,
+    ONE_ENTRY,
     Leaf,
     count_small,
     drop_leaf,
@@ -82,14 +84,15 @@ from shadowmmu.designs.reverse_leaves import (
     leaf_link,
     leaf_names,
     leaf_node,
+    leaf_slot,
     leaf_unlink,
+    outlasts_one,
     small_end,
     sort_small,
     word_names,
 )
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
-    NODE_HEADER,
     RT_BLOCKS,
     RT_BROKEN,
     RT_BYTES,
@@ -165,14 +168,42 @@ def reverse_record(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
     r = context_regime(s, CANONICAL)
     generation = s.mmus[mmu, M_GENERATION]
     if level == LEAF_LEVEL:
-        leaf_link(s, r, canonical_ipa, entry_of(word, generation))
+        if not leaf_link(s, r, canonical_ipa, entry_of(word, generation)):
+            set_broken(s, mmu, ONE)
+            s.count[BROKEN] += 1
+            return
     else:
-        node = make_node(s, r, canonical_ipa, level)
-        slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-        link_entry(s, node, slot, entry_of(word, generation))
-        s.rmap[RT_BLOCKS] += ONE
+        link_block(s, r, canonical_ipa, level, entry_of(word, generation))
     s.side[word] = side_word(canonical_ipa, level, generation)
     s.mmus[mmu, M_RECORDED] += ONE
+
+
+@apart
+def link_block(s: State, r: Regime, canonical_ipa: Word, level: int, entry: Word) -> None:
+    """Put the entry of a block under its head. O(levels)."""
+    node = make_node(s, r, canonical_ipa, level)
+    slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
+    if s.rmap[slot] == ZERO:
+        s.rmap[node + USED] += ONE
+    link_entry(s, slot, entry)
+    s.rmap[RT_ENTRIES] += ONE
+    s.rmap[RT_BLOCKS] += ONE
+
+
+@kernel
+def unlink_block(s: State, r: Regime, canonical_ipa: Word, level: int, entry: Word) -> None:
+    """Take the entry of a block off its head, if it is there. O(levels + aliases)."""
+    node = find_node(s, r, canonical_ipa, level)
+    if node == ZERO:
+        return
+    slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
+    if not unlink_entry(s, slot, entry):
+        return
+    s.rmap[RT_ENTRIES] -= ONE
+    s.rmap[RT_BLOCKS] -= ONE
+    if s.rmap[slot] == ZERO:
+        s.rmap[node + USED] -= ONE
+        drop_empty_nodes(s, r, node, level, canonical_ipa)
 
 
 @apart
@@ -196,12 +227,7 @@ def reverse_unlink(s: State, word: Word) -> None:
     if level == LEAF_LEVEL:
         leaf_unlink(s, r, canonical_ipa, entry)
     else:
-        node = find_node(s, r, canonical_ipa, level)
-        if node != ZERO:
-            slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
-            unlink_entry(s, node, slot, entry)
-            drop_empty_nodes(s, r, node, level, canonical_ipa)
-        s.rmap[RT_BLOCKS] -= before - s.rmap[RT_ENTRIES]
+        unlink_block(s, r, canonical_ipa, level, entry)
     if s.rmap[RT_ENTRIES] != before:
         count_gone(s, entry_owner(s, entry))
 
@@ -338,40 +364,32 @@ def clear_items(s: State, child: Word, first: Word, last: Word) -> int:
     if last > first:
         sort_small(s, child)  # neighbours one after the other share an invalidation
     removed = 0
-    node = leaf_node(child)
-    at = node + NODE_HEADER
+    at = leaf_node(child)
     end = small_end(child)
     while at < end:
         item = s.rmap[at]
         index = item >> INDEX_SHIFT
         if item != ZERO and first <= index and index <= last:
             s.rmap[at] = ZERO
-            s.rmap[node + USED] -= ONE
             removed += clear_entry(s, item & ENTRY)
         at += ONE
     return removed
 
 
 @inline
-def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -> int:
-    """Clear what a leaf names for canonical [start, end); how many shadow leaves went."""
-    first = entry_index(r, LEAF_LEVEL, start)
-    last = entry_index(r, LEAF_LEVEL, end - ONE)
-    if is_small(child):
-        return clear_items(s, child, first, last)
+def clear_words(s: State, r: Regime, child: Word, first: Word, last: Word) -> int:
+    """Clear what the words of a full leaf name for pages ``first`` to ``last``; how many leaves went."""
     removed = 0
-    gone = ZERO
     stale = ZERO
     owner = CANONICAL
     table = ZERO  # and generation: all above the index in the table, so that neighbours share the owner
     shift = U64(r.page_shift) - THREE
-    slot = child_slot(child, first)
-    stop = child_slot(child, last)
+    slot = leaf_slot(child, first)
+    stop = leaf_slot(child, last)
     while slot <= stop:
         named = s.rmap[slot]
         if named != ZERO:
             s.rmap[slot] = ZERO
-            gone += ONE
             if named & CHAIN != ZERO:
                 removed += clear_named(s, named)
             else:
@@ -384,22 +402,35 @@ def clear_leaf_words(s: State, r: Regime, child: Word, start: Word, end: Word) -
                     clear_live(s, named & DESCRIPTOR, owner)
                     removed += 1
         slot += ONE
-    s.rmap[child + USED] -= gone
     count_stale(s, stale)
     s.count[NODES_VISITED] += I64(last - first) + 1
     return removed
 
 
 @inline
-def clear_lone(s: State, r: Regime, leaf: Leaf) -> int:
+def clear_leaf_words(s: State, r: Regime, place: Word, start: Word, end: Word) -> int:
+    """Clear what the leaf at ``place`` names for canonical [start, end); how many shadow leaves went."""
+    child = s.rmap[place]
+    before = s.rmap[RT_ENTRIES]
+    first = entry_index(r, LEAF_LEVEL, start)
+    last = entry_index(r, LEAF_LEVEL, end - ONE)
+    if is_small(child):
+        removed = clear_items(s, child, first, last)
+    else:
+        removed = clear_words(s, r, child, first, last)
+    s.rmap[place] = child - ((before - s.rmap[RT_ENTRIES]) << COUNT_SHIFT)
+    return removed
+
+
+@inline
+def clear_lone(s: State, r: Regime, leaf: Leaf, slot: Word) -> int:
     """Clear what the word of one page names, which is one leaf or none; how many shadow leaves went."""
-    slot = child_slot(leaf.child, leaf.page)
     named = s.rmap[slot]
     s.count[NODES_VISITED] += LEAF_LEVEL + 1 - r.start_level
     if named == ZERO:
         return 0
     s.rmap[slot] = ZERO
-    s.rmap[leaf.child + USED] -= ONE
+    s.rmap[leaf.place] -= ONE_ENTRY
     removed = clear_entry(s, named)
     flush_pending(s)
     return removed
@@ -419,9 +450,10 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     r = context_regime(s, CANONICAL)
     if end - start == ONE << U64(r.page_shift):
         leaf = find_leaf(s, start, s.rmap[RT_BLOCKS])
-        if leaf.child != ZERO and not is_small(leaf.child) and s.rmap[leaf.child + USED] > ONE:
-            if s.rmap[child_slot(leaf.child, leaf.page)] & CHAIN == ZERO:
-                return removed + clear_lone(s, r, leaf)
+        if leaf.place != ZERO and outlasts_one(s.rmap[leaf.place]):
+            slot = leaf_slot(s.rmap[leaf.place], leaf.page)
+            if s.rmap[slot] & CHAIN == ZERO:
+                return removed + clear_lone(s, r, leaf, slot)
     return removed + unmap_range(s, r, start, end)
 
 
@@ -448,8 +480,8 @@ def unmap_range(s: State, r: Regime, start: Word, end: Word) -> int:
         shift = U64(level_shift(r, level))
         after = ((ipa >> shift) + ONE) << shift
         if s.rmap[place] != ZERO:
-            removed += clear_leaf_words(s, r, s.rmap[place], ipa, after if after < end else end)
-            drop_leaf(s, r, place, ipa)
+            removed += clear_leaf_words(s, r, place, ipa, after if after < end else end)
+            drop_leaf(s, r, node, place, ipa)
         else:
             drop_empty_nodes(s, r, node, level, ipa)
         ipa = after

@@ -95,7 +95,9 @@ def shadow_leaves(state: State) -> list[ShadowLeaf]:
 
 def recorded_leaves(state: State) -> list[Recorded]:
     """The live entries, in canonical order. Raises AssertionError where the shape of the record is broken."""
-    return sorted(entry for entry in _entries(state, walk_radix(state)) if is_live(state, entry))
+    return sorted(
+        entry for entry in _entries(state, walk_radix(state, sized_leaves=True)) if is_live(state, entry)
+    )
 
 
 def _recorded_side(entry: Recorded) -> int:
@@ -120,7 +122,7 @@ def check_reverse_table(state: State) -> None:
     and (unless its MMU is broken) each leaf a live entry. Accounts: entries, stale and chained ones, those
     of each MMU, bytes, nodes. Generations: one an MMU, none above the last one given.
     """
-    walk = walk_radix(state)
+    walk = walk_radix(state, sized_leaves=True)
     entries = _entries(state, walk)
     chained = int(state.rmap[rn.RT_CHAINED])
     assert chained == walk.hanging, f"{walk.hanging} chain nodes, miscounted"

@@ -24,10 +24,11 @@ from shadowmmu.designs.reverse_leaves import (
     count_small,
     is_small,
     leaf_node,
+    leaf_slot,
     next_leaf_place,
     small_end,
 )
-from shadowmmu.designs.reverse_nodes import CHAIN, NODE_HEADER, child_slot, entry_index, next_slot
+from shadowmmu.designs.reverse_nodes import CHAIN, entry_index, next_slot
 from shadowmmu.machine.counters import FALLBACK_MMU, LOOKUPS, NODES_VISITED
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import CANONICAL, context_regime, shadow_mmus, shadow_valid
@@ -77,7 +78,7 @@ def update_leaf(s: State, r: Regime, child: Word, start: Word, end: Word, action
     changed = 0
     if is_small(child):
         count_small(s, child)
-        at = leaf_node(child) + NODE_HEADER
+        at = leaf_node(child)
         stop = small_end(child)
         while at < stop:
             index = s.rmap[at] >> INDEX_SHIFT
@@ -85,8 +86,8 @@ def update_leaf(s: State, r: Regime, child: Word, start: Word, end: Word, action
                 changed += update_entry(s, at, action)
             at += ONE
         return changed
-    at = child_slot(child, first)
-    stop = child_slot(child, last)
+    at = leaf_slot(child, first)
+    stop = leaf_slot(child, last)
     while at <= stop:
         s.count[NODES_VISITED] += 1
         changed += update_slot(s, at, action)

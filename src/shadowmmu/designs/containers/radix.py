@@ -100,7 +100,7 @@ class PageRadix:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """(page, number) in order. O(words), in Python: for tests and for looking at it."""
         found = []
-        for head in walk_radix(self._state).heads:
+        for head in walk_radix(self._state, sized_leaves=True).heads:
             page, content = int(head.canonical_ipa) >> 12, head.content
             while content & int(CHAIN):
                 node = content & ~int(CHAIN)
@@ -125,7 +125,7 @@ class PageRadix:
 
     def check(self) -> None:
         """Assert every invariant of the radix. O(words)."""
-        walk = walk_radix(self._state)
+        walk = walk_radix(self._state, sized_leaves=True)
         for head in walk.heads:
             content = head.content
             while content & int(CHAIN):

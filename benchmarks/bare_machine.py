@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from shadowmmu.compiled import I64, U64, Words, kernel
+from shadowmmu.compiled import I64, U64, Words, kernel, prefetch
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import REVERSE_TABLE
+from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
 from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine.state import (
     R_FWB,
@@ -91,17 +92,25 @@ def map_pages(s: State, mmu: int, nested: Words, words: Words) -> None:
 
 
 @kernel
-def record_pages(s: State, mmu: int, canonical: Words, words: Words) -> None:
-    """Record each leaf."""
+def record_pages(s: State, mmu: int, canonical: Words, words: Words, ahead: int) -> None:
+    """Record each leaf. With ``ahead``, what the leaf so many later will need is fetched meanwhile."""
     for i in range(len(words)):
+        if ahead != 0 and i + ahead < len(words):
+            reverse_ahead(s, canonical[i + ahead] << PAGE_SHIFT)
+            prefetch(s.side, words[i + ahead])
         reverse_record(s, mmu, canonical[i] << PAGE_SHIFT, I64(3), words[i])
 
 
 @kernel
-def unmap_pages(s: State, starts: Words, pages: int) -> int:
-    """A notifier for each range."""
+def unmap_pages(s: State, starts: Words, pages: int, ahead: int) -> int:
+    """A notifier for each range. With ``ahead``, what the next ones will need is fetched meanwhile."""
     removed = 0
     for i in range(len(starts)):
+        if ahead != 0:
+            if i + 2 * ahead < len(starts):
+                reverse_ahead(s, starts[i + 2 * ahead] << PAGE_SHIFT)
+            if i + ahead < len(starts):
+                reverse_near(s, starts[i + ahead] << PAGE_SHIFT)
         first = starts[i] << PAGE_SHIFT
         removed += reverse_unmap(s, first, first + (U64(pages) << PAGE_SHIFT), False)
     return removed

@@ -1,4 +1,4 @@
-"""How kernels are compiled: three decorators, one cache, one interpreted mode.
+"""How kernels are compiled: three decorators, a hint to the processor, one cache, one interpreted mode.
 
 A *kernel* is a plain function over arrays and scalars. ``kernel`` marks entry points and every
 routine called as a function; ``inline`` marks building blocks that are folded into their callers;
@@ -133,6 +133,9 @@ if INTERPRETED:
     inline = kernel
     apart = kernel
 
+    def prefetch(words: Words, at: Word) -> None:
+        """A hint to the processor; interpreted, there is none to hint at."""
+
     def kept_copy(path: Path, text: str) -> Path:
         """Interpreted, a file is read where it stands."""
         return path
@@ -150,7 +153,9 @@ if INTERPRETED:
 
 else:
     import numba
+    from llvmlite import ir
     from numba.core.codegen import CPUCodeLibrary
+    from numba.extending import intrinsic
 
     # Kernels never allocate, so they run without Numba's reference counting (``_nrt=False``): with
     # it the same map costs six times as much. The option is private, hence the pinned Numba range.
@@ -260,6 +265,24 @@ else:
         both fit, spilled registers included.
         """
         return _compile(function, stays_apart=True)
+
+    @intrinsic
+    def prefetch(typing_context: Any, words: Any, at: Any) -> Any:
+        """Start fetching ``words[at]``, which will soon be read or written. Nothing else happens.
+
+        ``at`` may lie outside of the array: no fault is taken.
+        """
+
+        def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            form = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+            hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], form)
+            place = builder.bitcast(builder.gep(array.data, [arguments[1]]), byte)
+            builder.call(hint, [place, number(0), number(3), number(1)])  # to read, into all caches, data
+            return context.get_dummy_value()
+
+        return numba.types.none(words, at), emit
 
     def kept_copy(path: Path, text: str) -> Path:
         """A copy of a user's file beside the kernels, in a folder named by its content.

@@ -75,6 +75,7 @@ from shadowmmu.designs.rbtree_2024 import (
     rbtree_recorded,
 )
 from shadowmmu.designs.reverse_nodes import reverse_init
+from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
 from shadowmmu.designs.reverse_table import (
     reverse_bytes,
     reverse_covers,
@@ -148,6 +149,20 @@ def design_prepare(s: State) -> bool:
     if design >= OWN:
         return bool(own_prepare(design, s))
     return True
+
+
+@inline
+def design_ahead(s: State, canonical_ipa: Word) -> None:
+    """A page will soon be filled or unmapped: a design may start fetching what it keeps of it."""
+    if I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
+        reverse_ahead(s, canonical_ipa)
+
+
+@inline
+def design_near(s: State, canonical_ipa: Word) -> None:
+    """A page will be unmapped sooner still: what the record says of it may be fetched."""
+    if I64(s.regs[R_DESIGN]) == REVERSE_TABLE:
+        reverse_near(s, canonical_ipa)
 
 
 @kernel

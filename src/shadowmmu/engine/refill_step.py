@@ -15,7 +15,15 @@ from shadowmmu.arch.regime import SHIFT_4K, entry_size
 from shadowmmu.arch.stage2 import OA_BITS, S2AP_R, S2AP_W, VALID, XN
 from shadowmmu.arch.tlbi import ipas2_address, ipas2_ttl, ttl_size
 from shadowmmu.compiled import I64, U64, Counts, Word, Words, inline, kernel
-from shadowmmu.designs.dispatch import design_apply, design_bytes, design_forget, design_init, design_record
+from shadowmmu.designs.dispatch import (
+    design_ahead,
+    design_apply,
+    design_bytes,
+    design_forget,
+    design_init,
+    design_near,
+    design_record,
+)
 from shadowmmu.designs.interface import (
     CAUSE_INVALIDATED,
     CAUSE_NOTIFIER,
@@ -45,6 +53,7 @@ from shadowmmu.machine.counters import (
 from shadowmmu.machine.frames import frames_left
 from shadowmmu.machine.ghost import ghost_begin, ghost_birth, ghost_end
 from shadowmmu.machine.state import R_DESIGN, R_EVENT, R_GRAVES, State
+from shadowmmu.pgtable.ahead import AHEAD, entry_ahead
 from shadowmmu.pgtable.attributes import (
     GUEST_LEVEL,
     GUEST_LEVEL_SHIFT,
@@ -334,6 +343,22 @@ def count_removed(s: State, tally: Counts, column: int) -> int:
     return removed
 
 
+@inline
+def look_ahead(s: State, events: Words, i: int, stop: int) -> None:
+    """Start fetching what events a little later will meet."""
+    if i + 2 * AHEAD < stop:
+        far = events[i + 2 * AHEAD]
+        if I64(far[E_KIND]) == NOTIFY:
+            design_ahead(s, far[E_START])
+    if i + AHEAD < stop:
+        near = events[i + AHEAD]
+        if I64(near[E_KIND]) == FILL:
+            entry_ahead(s, I64(near[E_MMU]), near[E_START])
+            design_ahead(s, near[E_CANONICAL])
+        elif I64(near[E_KIND]) == NOTIFY:
+            design_near(s, near[E_START])
+
+
 @kernel
 def refill_events(
     s: State,
@@ -356,6 +381,7 @@ def refill_events(
         wanted = refill_room(s)
         if wanted != FINISHED:
             return wanted
+        look_ahead(s, events, i, stop)
         event = events[i]
         kind = I64(event[E_KIND])
         if kind == FILL:

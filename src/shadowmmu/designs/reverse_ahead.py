@@ -1,0 +1,40 @@
+"""``reverse_table``: a look ahead, for loops that know which pages come next (see ``pgtable/ahead.py``).
+
+What a notifier touches lies behind two misses, one after the other: the record word of its page, and the
+shadow descriptors that this word names. So there are two routines, the first to be called twice as far ahead
+as the second. Nothing is counted and nothing changes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shadowmmu.compiled import U64, Word, kernel, prefetch
+from shadowmmu.designs.reverse_entries import DESCRIPTOR
+from shadowmmu.designs.reverse_leaves import find_leaf, is_small, leaf_entries, leaf_node, leaf_slot
+from shadowmmu.designs.reverse_nodes import CHAIN
+from shadowmmu.machine.state import State
+
+ZERO: Final = U64(0)
+
+
+@kernel
+def reverse_ahead(s: State, canonical_ipa: Word) -> None:
+    """Start fetching the record word of a page: a full leaf's, or a free one of a small leaf. O(levels)."""
+    leaf = find_leaf(s, canonical_ipa, ZERO)
+    if leaf.place == ZERO:
+        return
+    child = s.rmap[leaf.place]
+    at = leaf_node(child) + leaf_entries(child) if is_small(child) else leaf_slot(child, leaf.page)
+    prefetch(s.rmap, at)
+
+
+@kernel
+def reverse_near(s: State, canonical_ipa: Word) -> None:
+    """Start fetching the shadow descriptor that the word of a page in a full leaf names. O(levels)."""
+    leaf = find_leaf(s, canonical_ipa, ZERO)
+    if leaf.place == ZERO or is_small(s.rmap[leaf.place]):
+        return
+    named = s.rmap[leaf_slot(s.rmap[leaf.place], leaf.page)]
+    if named & CHAIN == ZERO:
+        prefetch(s.mem, named & DESCRIPTOR)

@@ -30,14 +30,16 @@ import numpy as np
 from bare_machine import DATA, PAGE_SHIFT, PROT, bare_machine
 
 from shadowmmu.arch.stage2 import S2AP_R, S2AP_W, VALID, XN
-from shadowmmu.compiled import I64, U64, Counts, Word, Words, kernel
+from shadowmmu.compiled import I64, U64, Counts, Word, Words, inline, kernel
 from shadowmmu.designs import reverse_entries, reverse_nodes
+from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
 from shadowmmu.designs.reverse_entries import SIDE_PAGE
 from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine import counters, frames
 from shadowmmu.machine import state as machine_state
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable import context
+from shadowmmu.pgtable.ahead import AHEAD, entry_ahead
 from shadowmmu.pgtable.attributes import find_entry, leaf_descriptor
 from shadowmmu.pgtable.map import stage2_map
 from shadowmmu.pgtable.tlb import flush_range
@@ -45,6 +47,7 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 LAYOUT = """
 M_ROOT M_LEAVES M_BROKEN M_STAMP M_GENERATION M_RECORDED R_FREE_TOP R_NEXT_FRAME R_SHADOWS
+R_PAGE_SHIFT R_STRIDE R_FWB R_TLBIRANGE R_LOG_TLB R_GHOST_ON M_START RT_TOP_SHIFT RT_TOP_ENTRIES RT_BLOCKS RT_BROKEN
 R_FAIL_ALLOCATION REFS OWNER PARENT BASE KIND_TABLE RT_BUMP RT_ROOT RT_STAMP RT_FREE_LEAF RT_FREE_NODE
 RT_FREE_CHAIN RT_FREE_SMALL RT_BYTES RT_ENTRIES RT_CHAINED RT_STALE RT_FLUSH_MMU RT_FLUSH_START
 RT_FLUSH_END DESCRIPTORS_READ DESCRIPTORS_WRITTEN TABLES_ALLOCATED TABLES_FREED TLBI_IPA TLBI_STAGE1
@@ -62,10 +65,28 @@ MMU_SHIFT = U64(8)
 PERMISSIONS = U64(int(S2AP_R) | int(S2AP_W) | int(XN))
 
 
+@inline
+def look_ahead(s: State, events: Words, i: int) -> None:
+    """Start fetching what later events will meet, as the loop over recorded fills does."""
+    if i + 2 * AHEAD >= len(events):
+        return
+    if I64(events[i + 2 * AHEAD, 0] & KIND) == 2:
+        reverse_ahead(s, events[i + 2 * AHEAD, 2])
+    near = events[i + AHEAD]
+    if I64(near[0] & KIND) == 2:
+        reverse_near(s, near[2])
+        return
+    entry_ahead(s, I64(near[0] >> MMU_SHIFT), near[1])
+    if I64(near[0] & KIND) == 0:
+        reverse_ahead(s, near[2])
+
+
 @kernel
-def replay(s: State, events: Words, did: Counts) -> None:
+def replay(s: State, events: Words, did: Counts, ahead: bool) -> None:
     """Run every event; ``did`` counts faults that mapped, walks that hit, leaves unmapped, TLBIs that hit."""
     for i in range(len(events)):
+        if ahead:
+            look_ahead(s, events, i)
         kind = I64(events[i, 0] & KIND)
         mmu = I64(events[i, 0] >> MMU_SHIFT)
         if kind == 2:
@@ -134,29 +155,33 @@ class CMachine(ctypes.Structure):
     ]
 
 
-def build_c(state: State) -> Callable[[State, Words, Counts], None]:
-    """Compile ``replay.c`` with the product's layout."""
+Loop = Callable[[State, Words, Counts, bool], object]
+
+
+def build_c(state: State, *, fixed: bool) -> Loop:
+    """Compile ``replay.c`` with the product's layout; ``fixed``: granule, levels and switches are constants."""
     values: dict[str, Any] = {}
-    for module in (counters, frames, machine_state, context, reverse_nodes, reverse_entries):
+    for module in (counters, reverse_nodes, reverse_entries, frames, machine_state, context):
         values |= {name: value for name, value in vars(module).items() if name.isupper()}
-    names = LAYOUT.split()
-    values["PARENT"] = frames.PARENT
-    given = {name: int(values[name]) for name in names}
+    given = {name: int(values[name]) for name in LAYOUT.split()}
     given |= {"COLUMNS": context.MMU_COLUMNS, "DATA": int(DATA), "PERMISSIONS": int(PERMISSIONS)}
-    given["LEAF_BITS"] = int(descriptor_bits(state))
+    given |= {"LEAF_BITS": int(descriptor_bits(state)), "AHEAD": AHEAD}
+    flags = [f"-D{name}={value}{'ULL' if value > 1 << 31 else ''}" for name, value in given.items()]
+    if fixed:
+        flags.append("-DFIXED")
     target = Path(tempfile.mkdtemp()) / "replay.so"
     source = Path(__file__).with_name("replay.c")
-    flags = [f"-D{name}={value}{'ULL' if value > 1 << 31 else ''}" for name, value in given.items()]
     subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *flags, "-o", target, source], check=True)
     function = ctypes.CDLL(str(target)).replay
 
-    def run(machine: State, events: Words, did: Counts) -> None:
+    def run(machine: State, events: Words, did: Counts, ahead: bool) -> None:
         arrays = CMachine(*(getattr(machine, name).ctypes.data for name, _ in CMachine._fields_))
         function(
             ctypes.byref(arrays),
             ctypes.c_void_p(events.ctypes.data),
             ctypes.c_int64(len(events)),
             ctypes.c_void_p(did.ctypes.data),
+            ctypes.c_int64(ahead),
         )
 
     return run
@@ -180,29 +205,41 @@ def elapsed(runs: list[Callable[[], object]]) -> float:
     return time.perf_counter() - start
 
 
-def one_thread(number: int, run_c: Callable[[State, Words, Counts], None]) -> None:
-    """Compiled against C, taking turns; the arrays must agree."""
+def same(one: State, other: State) -> None:
+    """Assert that two machines are equal, word by word."""
+    for name in State._fields:
+        left, right = getattr(one, name), getattr(other, name)
+        assert np.array_equal(left, right), f"{name} at {np.flatnonzero(left != right)[:4]}"
+
+
+def one_thread(number: int, loops: dict[str, Loop], ahead: bool) -> None:
+    """Compiled against both programs in C, taking turns; the arrays must agree."""
     events = trace(number, 1)
     rounds = 4 * number
-    ours, theirs, plain = [], [], []
+    plain: list[float] = []
+    took: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(REPETITIONS):
-        one, other = new_machine(), new_machine()
-        did, did_c = np.zeros(8, np.int64), np.zeros(8, np.int64)
         plain.append(cpu_seconds(lambda: arithmetic(rounds)) / rounds)
-        ours.append(cpu_seconds(lambda o=one, d=did: replay(o, events, d)) / number)
-        theirs.append(cpu_seconds(lambda o=other, d=did_c: run_c(o, events, d)) / number)
-        assert did.tolist() == did_c.tolist()
-        for name in State._fields:
-            left, right = getattr(one, name), getattr(other, name)
-            assert np.array_equal(left, right), f"{name} at {np.flatnonzero(left != right)[:4]}"
-    mine, c = statistics.median(ours), statistics.median(theirs)
-    ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-    print(f"mapped, hit, unmapped, invalidated: {did[:4].tolist()}")
-    print(f"arithmetic {statistics.median(plain) * 1e9:.2f} ns a round")
+        machines = []
+        for name, loop in loops.items():
+            machine, did = new_machine(), np.zeros(8, np.int64)
+            seconds = cpu_seconds(lambda m=machine, d=did, run=loop: run(m, events, d, ahead))
+            took[name].append(seconds / number * 1e9)
+            machines.append((machine, did.tolist()))
+        for machine, counted in machines[1:]:
+            assert counted == machines[0][1]
+            same(machines[0][0], machine)
     print(
-        f"compiled {mine * 1e9:.1f} ns an event, {1e-6 / mine:.1f} M events/s; C {c * 1e9:.1f} ns;"
-        f" speed compiled : C {ratio:.2f}"
+        f"\nlooking {AHEAD} events ahead" if ahead else f"mapped, hit, unmapped, invalidated: {counted[:4]}"
     )
+    print(f"  arithmetic {statistics.median(plain) * 1e9:.2f} ns a round")
+    mine = took["compiled"]
+    for name, theirs in took.items():
+        ratio = statistics.median(b / a for a, b in zip(mine, theirs, strict=True))
+        median = statistics.median(theirs)
+        print(
+            f"  {name:24} {median:5.1f} ns an event, {1e3 / median:5.1f} M/s; compiled is {ratio:.2f} as fast"
+        )
 
 
 def two_threads(number: int) -> None:
@@ -214,7 +251,7 @@ def two_threads(number: int) -> None:
 
         def job(seed: int) -> Callable[[], object]:
             machine, did = new_machine(), np.zeros(64, np.int64)
-            return lambda: replay(machine, traces[seed], did)
+            return lambda: replay(machine, traces[seed], did, True)
 
         plain = 2 * elapsed([lambda: arithmetic(rounds)]) / elapsed([lambda: arithmetic(rounds)] * 2)
         scaling = 2 * elapsed([job(0)]) / elapsed([job(0), job(1)])
@@ -232,11 +269,16 @@ def main() -> None:
     """Print the figures."""
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000
     state = new_machine()
-    run_c = build_c(state)
-    replay(state, trace(1000, 0), np.zeros(8, np.int64))
+    loops: dict[str, Loop] = {
+        "compiled": replay,
+        "C": build_c(state, fixed=False),
+        "C, all constant": build_c(state, fixed=True),
+    }
+    replay(state, trace(1000, 0), np.zeros(8, np.int64), True)
     arithmetic(1)
     print(f"{number:,} events, medians of {REPETITIONS}, load {os.getloadavg()[0]:.1f}")
-    one_thread(number, run_c)
+    one_thread(number, loops, False)
+    one_thread(number, loops, True)
     two_threads(number)
 
 

@@ -70,11 +70,11 @@ def main() -> None:
         nested = np.arange(each, dtype=np.uint64)
         for mmu in range(1, mmus + 1):
             map_pages(state, mmu, nested, words)
-            record_pages(state, mmu, nested + U64((mmu - 1) * each), words)
+            record_pages(state, mmu, nested + U64((mmu - 1) * each), words, 0)
         singles = np.random.default_rng(3).choice(number, min(SINGLES, number // 8), replace=False)
         before = state.count.tolist()
         start = time.thread_time()
-        removed = unmap_pages(state, singles.astype(np.uint64), 1)
+        removed = unmap_pages(state, singles.astype(np.uint64), 1, 0)
         seconds = time.thread_time() - start
         assert removed == len(singles)
         if number == leaves:

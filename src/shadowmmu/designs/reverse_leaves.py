@@ -172,6 +172,8 @@ class Leaf(NamedTuple):
 
     place: Word
     """The word that names the leaf; 0 if there is none."""
+    child: Word
+    """What it says."""
     page: Word
     """Index of the page in the leaf."""
 
@@ -182,18 +184,19 @@ def find_leaf(s: State, canonical_ipa: Word, blocks: Word) -> Leaf:
     page = canonical_ipa >> s.regs[R_PAGE_SHIFT]
     stride = s.regs[R_STRIDE]
     shift = s.rmap[RT_TOP_SHIFT]
-    place = child_slot(s.rmap[RT_ROOT], page >> shift)
+    child = s.rmap[RT_ROOT]
+    index = page >> shift
     heads = s.rmap[RT_TOP_ENTRIES]
-    while True:
+    place = ZERO
+    while shift != ZERO:
+        place = child_slot(child, index)
         child = s.rmap[place]
         if child == ZERO or (blocks != ZERO and s.rmap[place + heads] != ZERO):
-            return Leaf(ZERO, ZERO)
+            return Leaf(ZERO, ZERO, ZERO)
         heads = ONE << stride
         shift -= stride
         index = (page >> shift) & (heads - ONE)
-        if shift == ZERO:
-            return Leaf(place, index)
-        place = child_slot(child, index)
+    return Leaf(place, child, index)
 
 
 @inline
@@ -205,7 +208,7 @@ def leaf_link(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
     leaf = find_leaf(s, canonical_ipa, ZERO)
     if leaf.place == ZERO:
         return link_with_room(s, r, canonical_ipa, entry)
-    child = s.rmap[leaf.place]
+    child = leaf.child
     if not is_small(child):
         slot = leaf_slot(child, leaf.page)
         if s.rmap[slot] != ZERO:
@@ -304,7 +307,7 @@ def leaf_names(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
     if leaf.place == ZERO:
         return False
     s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
-    child = s.rmap[leaf.place]
+    child = leaf.child
     if is_small(child):
         return find_item(s, child, (leaf.page << INDEX_SHIFT) | entry) != ZERO
     return word_names(s, s.rmap[leaf_slot(child, leaf.page)], entry)

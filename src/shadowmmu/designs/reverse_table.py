@@ -423,14 +423,14 @@ def clear_leaf_words(s: State, r: Regime, place: Word, start: Word, end: Word) -
 
 
 @inline
-def clear_lone(s: State, r: Regime, leaf: Leaf, slot: Word) -> int:
+def clear_lone(s: State, r: Regime, leaf: Leaf, child: Word, slot: Word) -> int:
     """Clear what the word of one page names, which is one leaf or none; how many shadow leaves went."""
     named = s.rmap[slot]
     s.count[NODES_VISITED] += LEAF_LEVEL + 1 - r.start_level
     if named == ZERO:
         return 0
     s.rmap[slot] = ZERO
-    s.rmap[leaf.place] -= ONE_ENTRY
+    s.rmap[leaf.place] = child - ONE_ENTRY
     removed = clear_entry(s, named)
     flush_pending(s)
     return removed
@@ -450,10 +450,12 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     r = context_regime(s, CANONICAL)
     if end - start == ONE << U64(r.page_shift):
         leaf = find_leaf(s, start, s.rmap[RT_BLOCKS])
-        if leaf.place != ZERO and outlasts_one(s.rmap[leaf.place]):
-            slot = leaf_slot(s.rmap[leaf.place], leaf.page)
-            if s.rmap[slot] & CHAIN == ZERO:
-                return removed + clear_lone(s, r, leaf, slot)
+        if leaf.place != ZERO:
+            child = leaf.child
+            if outlasts_one(child):
+                slot = leaf_slot(child, leaf.page)
+                if s.rmap[slot] & CHAIN == ZERO:
+                    return removed + clear_lone(s, r, leaf, child, slot)
     return removed + unmap_range(s, r, start, end)
 
 

@@ -47,7 +47,8 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 LAYOUT = """
 M_ROOT M_LEAVES M_BROKEN M_STAMP M_GENERATION M_RECORDED R_FREE_TOP R_NEXT_FRAME R_SHADOWS
-R_PAGE_SHIFT R_STRIDE R_FWB R_TLBIRANGE R_LOG_TLB R_GHOST_ON M_START RT_TOP_SHIFT RT_TOP_ENTRIES RT_BLOCKS RT_BROKEN
+R_PAGE_SHIFT R_STRIDE R_FWB R_TLBIRANGE R_LOG_TLB R_GHOST_ON M_START RT_TOP_SHIFT RT_TOP_ENTRIES
+RT_BLOCKS RT_BROKEN
 R_FAIL_ALLOCATION REFS OWNER PARENT BASE KIND_TABLE RT_BUMP RT_ROOT RT_STAMP RT_FREE_LEAF RT_FREE_NODE
 RT_FREE_CHAIN RT_FREE_SMALL RT_BYTES RT_ENTRIES RT_CHAINED RT_STALE RT_FLUSH_MMU RT_FLUSH_START
 RT_FLUSH_END DESCRIPTORS_READ DESCRIPTORS_WRITTEN TABLES_ALLOCATED TABLES_FREED TLBI_IPA TLBI_STAGE1
@@ -159,7 +160,7 @@ Loop = Callable[[State, Words, Counts, bool], object]
 
 
 def build_c(state: State, *, fixed: bool) -> Loop:
-    """Compile ``replay.c`` with the product's layout; ``fixed``: granule, levels and switches are constants."""
+    """Compile ``replay.c`` with the layout of the arrays; ``fixed``: granule and switches are constants."""
     values: dict[str, Any] = {}
     for module in (counters, reverse_nodes, reverse_entries, frames, machine_state, context):
         values |= {name: value for name, value in vars(module).items() if name.isupper()}

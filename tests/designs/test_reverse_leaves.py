@@ -68,7 +68,7 @@ STEP = st.tuples(
 )
 
 
-@given(st.integers(0, 130), st.lists(STEP, max_size=40))
+@given(st.integers(0, 150), st.lists(STEP, max_size=40))
 @settings(
     max_examples=40,
     deadline=None,
@@ -148,7 +148,7 @@ def test_neighbours_filled_out_of_order_share_one_invalidation() -> None:
     check_reverse_table(made.state)
 
 
-@pytest.mark.parametrize("pages", [20, 62, 63])
+@pytest.mark.parametrize("pages", [20, 128, 140])
 def test_protection_reaches_what_small_and_full_leaves_name(pages: int) -> None:
     alias = f"map 0xa0000000 {DATA:#x} 4k 3 rw\ntouch w 0xa0000000"
     run_of = f"map {NESTED:#x} {DATA:#x} {4 * pages - 4}k 3 rw\ntouch w {NESTED:#x} 4096 {pages - 1}"

@@ -38,7 +38,8 @@ BLOCK_LEAF = f"map {NESTED:#x} {DATA:#x} 2M 2 rw\ntouch w {NESTED:#x}"
 PLACES = [NESTED + k * 0x20_5000 for k in range(5)]
 ALIASES = [f"map {ipa:#x} {DATA:#x} 4k 3 rw\ntouch w {ipa:#x}" for ipa in PLACES]
 
-FULL = f"map 0x90000000 {DATA + 0x10_0000:#x} 256k 3 rw\ntouch w 0x90000000 4096 64"
+FULL_PAGES = 129
+FULL = f"map 0x90000000 {DATA + 0x10_0000:#x} {4 * FULL_PAGES}k 3 rw\ntouch w 0x90000000 4096 {FULL_PAGES}"
 """So many pages of the 2M at DATA that their leaf is full size."""
 
 
@@ -190,7 +191,7 @@ def test_one_page_costs_a_node_a_level_whatever_else_is_mapped(pages: int) -> No
 
 @pytest.mark.parametrize(
     ("before", "removed", "words"),
-    [((), 16, 16 // 8), ((FULL,), 16 + 64, BLOCK // PAGE)],
+    [((), 16, 16 // 8), ((FULL,), 16 + FULL_PAGES, BLOCK // PAGE)],
     ids=["small", "full"],
 )
 def test_a_range_costs_the_path_to_it_once_and_its_words(

@@ -74,8 +74,8 @@ from shadowmmu.designs.rbtree_2024 import (
     rbtree_record,
     rbtree_recorded,
 )
-from shadowmmu.designs.reverse_nodes import reverse_init
 from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
+from shadowmmu.designs.reverse_nodes import reverse_init
 from shadowmmu.designs.reverse_table import (
     reverse_bytes,
     reverse_covers,

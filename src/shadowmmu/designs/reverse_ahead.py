@@ -24,17 +24,18 @@ def reverse_ahead(s: State, canonical_ipa: Word) -> None:
     leaf = find_leaf(s, canonical_ipa, ZERO)
     if leaf.place == ZERO:
         return
-    child = s.rmap[leaf.place]
-    at = leaf_node(child) + leaf_entries(child) if is_small(child) else leaf_slot(child, leaf.page)
-    prefetch(s.rmap, at)
+    if is_small(leaf.child):
+        prefetch(s.rmap, leaf_node(leaf.child) + leaf_entries(leaf.child))
+    else:
+        prefetch(s.rmap, leaf_slot(leaf.child, leaf.page))
 
 
 @kernel
 def reverse_near(s: State, canonical_ipa: Word) -> None:
     """Start fetching the shadow descriptor that the word of a page in a full leaf names. O(levels)."""
     leaf = find_leaf(s, canonical_ipa, ZERO)
-    if leaf.place == ZERO or is_small(s.rmap[leaf.place]):
+    if leaf.place == ZERO or is_small(leaf.child):
         return
-    named = s.rmap[leaf_slot(s.rmap[leaf.place], leaf.page)]
+    named = s.rmap[leaf_slot(leaf.child, leaf.page)]
     if named & CHAIN == ZERO:
         prefetch(s.mem, named & DESCRIPTOR)

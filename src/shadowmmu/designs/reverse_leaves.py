@@ -3,7 +3,7 @@
 A *full* leaf has a word for each page of the page table that stands there. A *small* one is a bag of items,
 each an index and an entry in one word, in no order; an alias is one item more, so it needs no chain. An
 *entry* is any number below 2^49 but 0; what it says is the design's affair (``reverse_entries``). A leaf
-starts with 8 words, is promoted to twice as many when it is full, and at 64 words to a full one; it stays
+starts with 8 words, is promoted to twice as many when it is full, and at 128 words to a full one; it stays
 what it is until it is empty. It has no header: the word above that names it says its size too, and how many
 entries it has, so a fill and a removal meet one line of the leaf and no other.
 
@@ -49,8 +49,8 @@ MOST_ENTRIES: Final = U64((1 << 25) - 1)
 SIZE_SHIFT: Final = U64(61)
 SIZE_BITS: Final = U64(7 << 61)
 SMALLEST: Final = U64(3)
-LARGEST: Final = U64(6)
-"""64 words: a full leaf of 512 words is 4 KiB, 63 bytes for each of the 65 entries that call for it."""
+LARGEST: Final = U64(7)
+"""128 words: a full leaf of 512 words is 4 KiB, 32 bytes for each of the 129 entries that call for it."""
 MOST_ALIASED: Final = U64((1 << 25) - (1 << 14))
 """A page of a leaf with so many entries gets no more aliases; each of its pages still has room for one."""
 
@@ -58,9 +58,14 @@ MOST_ALIASED: Final = U64((1 << 25) - (1 << 14))
 INDEX_SHIFT: Final = U64(49)
 ENTRY: Final = U64((1 << 49) - 1)
 
+MANY: Final = U64((1 << 64) - 1)
+"""Of ``lone_word``: there are several."""
 LINE_WORDS: Final = U64(8)
+SORT_GAP: Final = U64(21)
+"""Of the first pass of a Shell sort; then 5 and 1."""
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
+FOUR: Final = U64(4)
 
 
 @inline
@@ -79,12 +84,6 @@ def leaf_node(child: Word) -> Word:
 def leaf_entries(child: Word) -> Word:
     """How many entries a leaf has, those of chains included."""
     return (child >> COUNT_SHIFT) & MOST_ENTRIES
-
-
-@inline
-def outlasts_one(child: Word) -> bool:
-    """Whether a leaf is a full one that has more than one entry."""
-    return bool(not is_small(child) and leaf_entries(child) > ONE)
 
 
 @inline
@@ -250,13 +249,38 @@ def link_with_room(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> boo
 
 @inline
 def find_item(s: State, child: Word, item: Word) -> Word:
-    """Where ``item`` stands in a small leaf, or 0. O(items)."""
+    """Where ``item``, of which there is one at most, stands in a small leaf, or 0. O(items)."""
     count_small(s, child)
+    found = ZERO
     at = leaf_node(child)
     end = small_end(child)
-    while at < end and s.rmap[at] != item:
+    while at < end:  # to the end: a loop that cannot stop is done several words at a time
+        if s.rmap[at] == item:
+            found += at
         at += ONE
-    return at if at < end else ZERO
+    return found
+
+
+@inline
+def lone_word(s: State, leaf: Leaf) -> Word:
+    """Where a leaf has the only entry of a page; 0 if it has none, ``MANY`` if more. O(items) if small."""
+    if not is_small(leaf.child):
+        slot = leaf_slot(leaf.child, leaf.page)
+        named = s.rmap[slot]
+        if named & CHAIN != ZERO:
+            return MANY
+        return slot if named != ZERO else ZERO
+    items = ZERO
+    found = ZERO
+    at = leaf_node(leaf.child)
+    end = small_end(leaf.child)
+    while at < end:
+        item = s.rmap[at]
+        if item != ZERO and item >> INDEX_SHIFT == leaf.page:
+            items += ONE
+            found += at
+        at += ONE
+    return found if items <= ONE else MANY
 
 
 @inline
@@ -328,22 +352,35 @@ def word_names(s: State, named: Word, entry: Word) -> bool:
 def sort_small(s: State, child: Word) -> None:
     """Bring the items of a small leaf into the order of their pages, free places last.
 
-    Under the lock for write only. An insertion sort: linear when they came in order, as they mostly do.
+    Under the lock for write only. A Shell sort: linear when they came in order, as they mostly do.
     """
     first = leaf_node(child)
-    end = small_end(child)
-    sorted_end = first
+    to = first
     at = first
+    while at < small_end(child):
+        item = s.rmap[at]
+        s.rmap[at] = ZERO
+        s.rmap[to] = item
+        if item != ZERO:
+            to += ONE
+        at += ONE
+    gap = SORT_GAP
+    while gap != ZERO:
+        sort_strides(s, first, to, gap)
+        gap //= FOUR
+
+
+@inline
+def sort_strides(s: State, first: Word, end: Word, gap: Word) -> None:
+    """One pass of a Shell sort: an insertion sort of the words that are ``gap`` apart."""
+    at = first + gap
     while at < end:
         item = s.rmap[at]
-        if item != ZERO:
-            s.rmap[at] = ZERO
-            to = sorted_end
-            while to > first and s.rmap[to - ONE] > item:
-                s.rmap[to] = s.rmap[to - ONE]
-                to -= ONE
-            s.rmap[to] = item
-            sorted_end += ONE
+        hole = at
+        while hole >= first + gap and s.rmap[hole - gap] > item:
+            s.rmap[hole] = s.rmap[hole - gap]
+            hole -= gap
+        s.rmap[hole] = item
         at += ONE
 
 

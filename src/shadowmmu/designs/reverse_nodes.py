@@ -41,9 +41,9 @@ RT_BLOCKS: Final = 15
 """``reverse_table``: entries of leaves larger than a page."""
 RT_FREE_SMALL: Final = 16
 """``reverse_table``: free small leaves, one list a size."""
-RT_TOP_SHIFT: Final = 20
+RT_TOP_SHIFT: Final = 21
 """log2 of the pages that an entry of the root covers."""
-RT_TOP_ENTRIES: Final = 21
+RT_TOP_ENTRIES: Final = 22
 """Entries of the root."""
 RT_HEADER: Final = 24
 

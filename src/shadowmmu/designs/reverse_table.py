@@ -75,18 +75,20 @@ from shadowmmu.designs.reverse_leaves import (
     ENTRY,
     INDEX_SHIFT,
     LEAF_LEVEL,
+    MANY,
     ONE_ENTRY,
     Leaf,
     count_small,
     drop_leaf,
     find_leaf,
     is_small,
+    leaf_entries,
     leaf_link,
     leaf_names,
     leaf_node,
     leaf_slot,
     leaf_unlink,
-    outlasts_one,
+    lone_word,
     small_end,
     sort_small,
     word_names,
@@ -423,15 +425,19 @@ def clear_leaf_words(s: State, r: Regime, place: Word, start: Word, end: Word) -
 
 
 @inline
-def clear_lone(s: State, r: Regime, leaf: Leaf, child: Word, slot: Word) -> int:
-    """Clear what the word of one page names, which is one leaf or none; how many shadow leaves went."""
-    named = s.rmap[slot]
-    s.count[NODES_VISITED] += LEAF_LEVEL + 1 - r.start_level
-    if named == ZERO:
+def clear_lone(s: State, r: Regime, leaf: Leaf, at: Word) -> int:
+    """Clear what the only entry of a page names, which is at ``at``, or 0; how many shadow leaves went."""
+    s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
+    if is_small(leaf.child):
+        count_small(s, leaf.child)
+    else:
+        s.count[NODES_VISITED] += 1
+    if at == ZERO:
         return 0
-    s.rmap[slot] = ZERO
-    s.rmap[leaf.place] = child - ONE_ENTRY
-    removed = clear_entry(s, named)
+    entry = s.rmap[at] & ENTRY
+    s.rmap[at] = ZERO
+    s.rmap[leaf.place] = leaf.child - ONE_ENTRY
+    removed = clear_entry(s, entry)
     flush_pending(s)
     return removed
 
@@ -450,12 +456,10 @@ def reverse_unmap(s: State, start: Word, end: Word, may_block: bool) -> int:
     r = context_regime(s, CANONICAL)
     if end - start == ONE << U64(r.page_shift):
         leaf = find_leaf(s, start, s.rmap[RT_BLOCKS])
-        if leaf.place != ZERO:
-            child = leaf.child
-            if outlasts_one(child):
-                slot = leaf_slot(child, leaf.page)
-                if s.rmap[slot] & CHAIN == ZERO:
-                    return removed + clear_lone(s, r, leaf, child, slot)
+        if leaf.place != ZERO and leaf_entries(leaf.child) > ONE:
+            at = lone_word(s, leaf)
+            if at != MANY:
+                return removed + clear_lone(s, r, leaf, at)
     return removed + unmap_range(s, r, start, end)
 
 

@@ -17,8 +17,8 @@ Fails by memory beside the descriptors: ``side`` has a word for each of a shadow
 table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken: its next
 unmap takes it whole, once, and heals it.
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
-16 an alias and 16 more for the first. A page alone in its 2M has 64, six of them 11 each, 62 of them 8, 63
-of them, which need a full leaf, 65.
+16 an alias and 16 more for the first. A page alone in its 2M has 64, eight of them 8 each, 128 of them 8,
+129 of them, which need a full leaf, 32.
 Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
 for read and run side by side. They read the words down from the root, and write (a) a child word that was
 0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
@@ -26,11 +26,13 @@ compare-and-swap from what they read there to their entry, or to a chain node in
 again if they lost; in a small leaf, an item into a place that was 0, the same way, or the next place if
 they lost (two items of one page are two aliases, so nobody has to look for the other); (c) ``side`` of a
 descriptor, which only the CPU that has just installed that leaf writes; (d) use counts and sums, by atomic
-add, a use count before the word it counts. No word moves and nothing is rebalanced, but for promotion. Who
-finds a small leaf full freezes it: each word, a free one too, gets a bit (62) by compare-and-swap, after
-which no fill changes it; copies the items into a zeroed larger leaf; and swaps the child word from the old
-leaf to it. A fill whose compare-and-swap meets the bit freezes and copies as well, and the first swap of
-the child word wins; the losers give their copy back and go on under the new child word. No item can be
+add, a count before what it counts; the entries of a leaf are counted in the child word that names it. No
+word moves and nothing is rebalanced, but for promotion. Who finds a small leaf full freezes it: each word, a
+free one too, gets a bit (62) by compare-and-swap, after which no fill changes it; copies the items into a
+zeroed larger leaf; and swaps the child word from the old leaf to it, with the count as it is just then: a
+fill under way has its place in the count whichever leaf it ends in. A fill whose compare-and-swap meets the
+bit freezes and copies as well, and the first swap of the child word from one leaf to another wins; the
+losers give their copy back and go on under the new child word. No item can be
 lost, as it is in a place before that place is frozen, or its own compare-and-swap fails and starts again
 above; none comes twice, as one copy wins. The frozen leaf, which others may still read, is freed by the
 next holder of the lock for write. A leaf that a fill replaces, and the stale entry of a descriptor that it

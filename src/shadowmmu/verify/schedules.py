@@ -17,9 +17,10 @@ State = tuple[frozenset[tuple[int, int]], tuple[tuple[int, ...], ...]]
 
 
 class Read(NamedTuple):
-    """Read a word."""
+    """Read a word; of it, what the CPU makes use of."""
 
     at: int
+    mask: int = -1
 
 
 class Swap(NamedTuple):
@@ -31,13 +32,14 @@ class Swap(NamedTuple):
 
 
 class Add(NamedTuple):
-    """Add to a word that no other kind of step looks at; returns nothing.
+    """Add to a word; returns nothing.
 
-    When it happens makes no difference then, so it happens at once.
+    Unless other kinds of step look at the word (``seen``) it makes no difference when: it happens at once.
     """
 
     at: int
     amount: int
+    seen: bool = False
 
 
 class Store(NamedTuple):
@@ -84,6 +86,8 @@ def take_step(words: Words, step: Step) -> int:
     if isinstance(step, Add):
         words[step.at] = before + step.amount
         return 0
+    if isinstance(step, Read):
+        return before & step.mask
     if isinstance(step, Store) or (isinstance(step, Swap) and before == step.old):
         words[step.at] = step.new
     return before
@@ -133,7 +137,7 @@ class _Run:
         """Let a CPU go on to the next step that others can tell from not having happened."""
         try:
             step = next(self.cpus[cpu]) if sent is None else self.cpus[cpu].send(sent)
-            while isinstance(step, Add):
+            while isinstance(step, Add) and not step.seen:
                 step = self.cpus[cpu].send(take_step(self.words, step))
         except StopIteration:
             self.next[cpu] = END

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from design_lab import BLOCK, DATA, NESTED, PAGE, cost, executor, last_event, run, script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadowmmu.arch.stage2 import S2AP_W
-from shadowmmu.compiled import INTERPRETED, U64, kernel
+from shadowmmu.compiled import I64, INTERPRETED, U64, kernel
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.containers.owners import MapleTree
 from shadowmmu.designs.interface import PROTECT
 from shadowmmu.designs.radix_check import SMALL_SIZES, walk_radix
-from shadowmmu.designs.reverse_entries import DESCRIPTOR
-from shadowmmu.designs.reverse_leaves import leaf_link, leaf_names, leaf_unlink
+from shadowmmu.designs.reverse_entries import DESCRIPTOR, M_BROKEN
+from shadowmmu.designs.reverse_leaves import COUNT_SHIFT, MOST_ALIASED, leaf_link, leaf_names, leaf_unlink
+from shadowmmu.designs.reverse_table import reverse_record
 from shadowmmu.designs.reverse_table_check import check_reverse_table
 from shadowmmu.designs.reverse_update import reverse_update
 from shadowmmu.machine.counters import NODES_VISITED
@@ -30,13 +32,15 @@ ROOMS = [1 << size for size in SMALL_SIZES]
 
 @kernel
 def act(s: State, kind: int, canonical_ipa: int, descriptor: int) -> bool:
-    """One entry point for the three, so that they are compiled once."""
+    """One entry point for all, so that they are compiled once."""
     r = context_regime(s, CANONICAL)
     if kind == 0:
-        leaf_link(s, r, U64(canonical_ipa), U64(descriptor))
-        return True
+        return leaf_link(s, r, U64(canonical_ipa), U64(descriptor))
     if kind == 1:
         leaf_unlink(s, r, U64(canonical_ipa), U64(descriptor))
+        return True
+    if kind == 3:
+        reverse_record(s, 1, U64(canonical_ipa), I64(3), U64(descriptor))
         return True
     return leaf_names(s, r, U64(canonical_ipa), U64(descriptor))
 
@@ -86,7 +90,7 @@ def test_leaves_agree_with_a_list(before: int, steps: list[tuple[str, int, int]]
         if kind == "link":
             if descriptor in model:
                 continue
-            act(state, 0, here, descriptor)
+            assert act(state, 0, here, descriptor)
             model[descriptor] = here
         elif kind == "unlink":
             act(state, 1, model.get(descriptor, here), descriptor)
@@ -136,6 +140,21 @@ def test_a_fill_costs_a_node_a_level_however_full_the_leaf_is() -> None:
         act(state, 0, BASE + page * PAGE, number)
         assert int(state.count[NODES_VISITED]) - before == 2
     assert int(state.rmap[rn.RT_ENTRIES]) == 512
+
+
+def test_a_leaf_takes_no_more_aliases_than_it_can_count() -> None:
+    """The fill is told, and goes on without a record as after a failed allocation."""
+    state = machine()
+    for page in range(200):
+        assert act(state, 0, BASE + page * PAGE, 1 + page)
+    place = int(np.flatnonzero(state.rmap >> COUNT_SHIFT == U64(200))[-1])
+    state.rmap[place] += (MOST_ALIASED - U64(200)) << COUNT_SHIFT
+    assert not act(state, 0, BASE, 1000)
+    assert act(state, 0, BASE + 300 * PAGE, 1001), "a page without an entry still gets its first"
+    assert not act(state, 2, BASE, 1000)
+    assert act(state, 2, BASE + 300 * PAGE, 1001)
+    act(state, 3, BASE, 1002)
+    assert state.mmus[1, M_BROKEN] == 1
 
 
 def test_neighbours_filled_out_of_order_share_one_invalidation() -> None:

@@ -14,8 +14,8 @@ owns its descriptor now has another generation. It goes when an unmap meets it o
 filled again, so there is at most one entry a descriptor; the footprint has it until then. When the
 numbers run out, after 65,000 wipes, one pass over the record renumbers what lives.
 Fails by memory beside the descriptors: ``side`` has a word for each of a shadow table, used or not, so a
-table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken: its next
-unmap takes it whole, once, and heals it.
+table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken, as does
+the 33-millionth alias in one 2M, which nothing could count: its next unmap takes it whole and heals it.
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
 16 an alias and 16 more for the first. A page alone in its 2M has 64, eight of them 8 each, 128 of them 8,
 129 of them, which need a full leaf, 32.

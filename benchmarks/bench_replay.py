@@ -34,6 +34,7 @@ from shadowmmu.compiled import I64, U64, Counts, Word, Words, inline, kernel
 from shadowmmu.designs import reverse_entries, reverse_nodes
 from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
 from shadowmmu.designs.reverse_entries import SIDE_PAGE
+from shadowmmu.designs.reverse_leaves import LARGEST
 from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine import counters, frames
 from shadowmmu.machine import state as machine_state
@@ -166,13 +167,14 @@ def build_c(state: State, *, fixed: bool) -> Loop:
         values |= {name: value for name, value in vars(module).items() if name.isupper()}
     given = {name: int(values[name]) for name in LAYOUT.split()}
     given |= {"COLUMNS": context.MMU_COLUMNS, "DATA": int(DATA), "PERMISSIONS": int(PERMISSIONS)}
-    given |= {"LEAF_BITS": int(descriptor_bits(state)), "AHEAD": AHEAD}
+    given |= {"LEAF_BITS": int(descriptor_bits(state)), "AHEAD": AHEAD, "LARGEST": int(LARGEST)}
     flags = [f"-D{name}={value}{'ULL' if value > 1 << 31 else ''}" for name, value in given.items()]
     if fixed:
         flags.append("-DFIXED")
     target = Path(tempfile.mkdtemp()) / "replay.so"
     source = Path(__file__).with_name("replay.c")
-    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", *flags, "-o", target, source], check=True)
+    command = ["gcc", "-O3", "-march=native", "-shared", "-fPIC", *flags, "-o", target, source]
+    subprocess.run(command, check=True)
     function = ctypes.CDLL(str(target)).replay
 
     def run(machine: State, events: Words, did: Counts, ahead: bool) -> None:

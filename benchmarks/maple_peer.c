@@ -5,9 +5,10 @@
  * build it). Nodes come from a free list and are freed at the end of each operation: no lock, no RCU grace
  * period, no slab. Each of the three favours the tree.
  *
- * Usage: maple_peer FILE. FILE holds uint64 words: N, Q, R, B, then N keys and N lengths (in pages), Q single
- * pages to erase, R ranges of 512 pages, B ranges of 2^18. Prints lines "name value": nanoseconds an operation
- * in thread CPU time, bytes an entry, and how many entries each step met.
+ * Usage: maple_peer FILE [both]. FILE holds uint64 words: N, Q, S, R, B, then N keys, N values, Q single keys to
+ * erase, S more in ascending order, R starts of ranges of 512 keys, B of 2^18. With "both", a second tree maps the
+ * values back to the keys, and what goes from one tree goes from the other. Prints lines "name value":
+ * nanoseconds an operation in thread CPU time, bytes an entry, and how many entries each step met.
  */
 #include "shared.h"
 #include <stdio.h>
@@ -176,6 +177,26 @@ static word *words(FILE *file, word number)
 }
 
 static DEFINE_MTREE(tree);
+static DEFINE_MTREE(back);
+static bool both;
+
+static void insert(struct maple_tree *into, word key, word value)
+{
+	if (mtree_insert(into, key, xa_mk_value(value), GFP_KERNEL))
+		exit(5);
+	operation_ends();
+}
+
+/* Erase a key; whether it was there. */
+static word erase(word key)
+{
+	void *entry = mtree_erase(&tree, key);
+
+	if (entry && both)
+		mtree_erase(&back, xa_to_value(entry));
+	operation_ends();
+	return entry != NULL;
+}
 
 /* Look at every entry of a range, then erase the range. */
 static word take(word first, word last)
@@ -184,54 +205,58 @@ static word take(word first, word last)
 	void *entry;
 	word met = 0;
 
-	mas_for_each(&mas, entry, last)
+	mas_for_each(&mas, entry, last) {
 		met++;
+		if (both) {
+			mtree_erase(&back, xa_to_value(entry));
+			operation_ends();
+		}
+	}
 	mas_set_range(&mas, first, last);
 	mas_store_gfp(&mas, NULL, GFP_KERNEL);
 	operation_ends();
 	return met;
 }
 
-static void ranges(const char *name, word *starts, word number, word pages)
+static void removals(const char *name, word *starts, word number, word pages)
 {
 	double start = now();
 	word met = 0;
 
 	for (word i = 0; i < number; i++)
-		met += take(starts[i], starts[i] + pages - 1);
+		met += pages == 1 ? erase(starts[i]) : take(starts[i], starts[i] + pages - 1);
 	printf("%s %.1f\n%s_met %lu\n", name, number ? (now() - start) / number : 0.0, name, met);
 }
 
 int main(int argc, char **argv)
 {
 	FILE *file = argc > 1 ? fopen(argv[1], "rb") : NULL;
-	word *head, *key, *length, *single, *middle, *big, met = 0;
+	word *head, *key, *value, *part;
 	double start;
 
 	if (!file)
 		return 2;
-	head = words(file, 4);
+	both = argc > 2;
+	head = words(file, 5);
 	key = words(file, head[0]);
-	length = words(file, head[0]);
-	single = words(file, head[1]);
-	middle = words(file, head[2]);
-	big = words(file, head[3]);
+	value = words(file, head[0]);
 	maple_tree_init();
 	mt_init_flags(&tree, 0);
+	mt_init_flags(&back, 0);
 	start = now();
 	for (word i = 0; i < head[0]; i++) {
-		if (mtree_insert_range(&tree, key[i], key[i] + length[i] - 1, xa_mk_value(i + 1), GFP_KERNEL))
-			return 5;
-		operation_ends();
+		insert(&tree, key[i], value[i]);
+		if (both)
+			insert(&back, value[i], key[i]);
 	}
 	printf("insert %.1f\nbytes %.2f\n", (now() - start) / head[0], (double)live * NODE / head[0]);
-	start = now();
-	for (word i = 0; i < head[1]; i++) {
-		met += mtree_erase(&tree, single[i]) != NULL;
-		operation_ends();
+	for (int i = 1; i < 5; i++) {
+		static const char *const names[] = { "", "erase_4k", "erase_4k in order", "erase_2m", "erase_1g" };
+		static const word pages[] = { 0, 1, 1, 512, 1UL << 18 };
+
+		part = words(file, head[i]);
+		removals(names[i], part, head[i], pages[i]);
+		free(part);
 	}
-	printf("erase_4k %.1f\nerase_4k_met %lu\n", head[1] ? (now() - start) / head[1] : 0.0, met);
-	ranges("erase_2m", middle, head[2], 512);
-	ranges("erase_1g", big, head[3], 1UL << 18);
 	return 0;
 }

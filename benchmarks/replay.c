@@ -94,8 +94,8 @@ static HINT void entry_ahead(machine *m, u64 mmu, u64 ipa)
 		shift -= STRIDE(m);
 		word = TABLE(m, descriptor) + ((ipa >> shift) & (ENTRIES(m) - 1));
 	}
-	__builtin_prefetch(m->mem + word);
-	__builtin_prefetch(m->side + word);
+	__builtin_prefetch(m->mem + word, 0, 0);
+	__builtin_prefetch(m->side + word, 0, 0);
 }
 
 static APART u64 take_frame(machine *m)
@@ -360,7 +360,7 @@ static HINT void reverse_ahead(machine *m, u64 ipa)
 	if (!place)
 		return;
 	child = m->rmap[place];
-	__builtin_prefetch(m->rmap + (child & NODE) + (SIZE(child) ? COUNT(child) : index));
+	__builtin_prefetch(m->rmap + (child & NODE) + (SIZE(child) ? COUNT(child) : index), 0, 0);
 }
 
 static HINT void reverse_near(machine *m, u64 ipa)
@@ -371,7 +371,7 @@ static HINT void reverse_near(machine *m, u64 ipa)
 		return;
 	named = m->rmap[(m->rmap[place] & NODE) + index];
 	if (!(named & CHAIN))
-		__builtin_prefetch(m->mem + (named & DESCRIPTOR));
+		__builtin_prefetch(m->mem + (named & DESCRIPTOR), 0, 0);
 }
 
 static APART void link_with_room(machine *m, u64 ipa, u64 entry)

@@ -268,9 +268,9 @@ else:
 
     @intrinsic
     def prefetch(typing_context: Any, words: Any, at: Any) -> Any:
-        """Start fetching ``words[at]``, which will soon be read or written. Nothing else happens.
+        """Start fetching ``words[at]``, which will soon be read or written, and not again after that.
 
-        ``at`` may lie outside of the array: no fault is taken.
+        Nothing else happens. ``at`` may lie outside of the array: no fault is taken.
         """
 
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -279,7 +279,7 @@ else:
             form = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
             hint = builder.module.declare_intrinsic("llvm.prefetch", [byte], form)
             place = builder.bitcast(builder.gep(array.data, [arguments[1]]), byte)
-            builder.call(hint, [place, number(0), number(3), number(1)])  # to read, into all caches, data
+            builder.call(hint, [place, number(0), number(0), number(1)])  # to read, once, data
             return context.get_dummy_value()
 
         return numba.types.none(words, at), emit

@@ -150,14 +150,16 @@ def promote_leaf(s: State, r: Regime, child: Word) -> Word:
     size = child >> SIZE_SHIFT
     at = leaf_node(child)
     end = small_end(child)
+    entries = child & ~(NODE_INDEX | SIZE_BITS)
     if size < LARGEST:
-        larger = new_small_leaf(s, size + ONE)
+        larger = new_small_leaf(s, size + ONE) | entries
+        to = leaf_node(larger)
         while at < end:
-            put_item(s, larger, s.rmap[at])
-            larger += ONE_ENTRY
+            s.rmap[to] = s.rmap[at]
+            to += ONE
             at += ONE
     else:
-        larger = take_node(s, full_words(r), RT_FREE_LEAF) | (child & ~(NODE_INDEX | SIZE_BITS))
+        larger = take_node(s, full_words(r), RT_FREE_LEAF) | entries
         while at < end:
             item = s.rmap[at]
             link_entry(s, leaf_slot(larger, item >> INDEX_SHIFT), item & ENTRY)

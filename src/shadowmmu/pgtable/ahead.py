@@ -15,7 +15,7 @@ from shadowmmu.compiled import U64, Word, kernel, prefetch
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import context_regime, root_word
 
-AHEAD: Final = 16
+AHEAD: Final = 12
 """How many events a loop looks ahead: enough for the misses of as many as a processor has under way."""
 ONE: Final = U64(1)
 THREE: Final = U64(3)

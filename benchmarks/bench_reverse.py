@@ -44,7 +44,7 @@ from shadowmmu.designs.containers.maple import (
 )
 from shadowmmu.designs.containers.pool import pool_reset
 from shadowmmu.designs.reverse_entries import M_BROKEN
-from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_BUMP, RT_BYTES, RT_ENTRIES
+from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_BUMP, RT_BYTES, RT_GONE
 from shadowmmu.designs.reverse_table import reverse_forget_mmu
 from shadowmmu.machine.counters import COUNTERS
 from shadowmmu.machine.state import State
@@ -154,13 +154,12 @@ def measure_reverse(keys: Keys) -> Figures:
     found["bytes with side"] = found["bytes"] + 8
     reverse_forget_mmu(state, 1)
     state.mmus[1, M_BROKEN] = state.rmap[RT_BROKEN] = 0
-    entries = int(state.rmap[RT_ENTRIES])
     for name, starts, pages, ahead in steps(keys):
+        gone = int(state.rmap[RT_GONE])
         found[f"erase_{name}"], _ = timed(
             lambda s=starts, p=pages, a=ahead: unmap_pages(state, s, p, a), len(starts)
         )
-        entries, before = int(state.rmap[RT_ENTRIES]), entries
-        found[f"erase_{name}_met"] = float(before - entries)
+        found[f"erase_{name}_met"] = float(int(state.rmap[RT_GONE]) - gone)
     del state
     state, words = filled(keys, found, AHEAD)
     last = keys.singles[len(keys.singles) // 3 * 2 :]

@@ -399,7 +399,6 @@ static APART void link_with_room(machine *m, u64 ipa, u64 entry)
 	else
 		link_entry(m, (child & NODE) + index, entry);
 	m->rmap[place] = child + ONE_ENTRY;
-	m->rmap[RT_ENTRIES]++;
 }
 
 static inline void leaf_link(machine *m, u64 ipa, u64 entry)
@@ -424,7 +423,6 @@ static inline void leaf_link(machine *m, u64 ipa, u64 entry)
 		return;
 	}
 	m->rmap[place] = child + ONE_ENTRY;
-	m->rmap[RT_ENTRIES]++;
 	m->count[NODES_VISITED] += 3 - START(m, 0);
 }
 
@@ -498,18 +496,18 @@ static inline bool unlink_entry(machine *m, u64 slot, u64 entry)
 	return true;
 }
 
-static inline void leaf_unlink(machine *m, u64 ipa, u64 entry)
+static inline bool leaf_unlink(machine *m, u64 ipa, u64 entry)
 {
 	u64 parent = m->rmap[m->rmap[RT_ROOT] + 2 + (ipa >> LEVEL_SHIFT(m, 1))], place, child, index;
 
 	m->count[NODES_VISITED]++;
 	if (!parent)
-		return;
+		return false;
 	m->count[NODES_VISITED]++;
 	place = parent + 2 + ((ipa >> LEVEL_SHIFT(m, 2)) & (ENTRIES(m) - 1));
 	child = m->rmap[place];
 	if (!child)
-		return;
+		return false;
 	index = (ipa >> PAGE_SHIFT(m)) & (ENTRIES(m) - 1);
 	if (SIZE(child)) {
 		u64 at = child & NODE, end = at + (1ULL << SIZE(child));
@@ -518,26 +516,25 @@ static inline void leaf_unlink(machine *m, u64 ipa, u64 entry)
 		while (at < end && m->rmap[at] != ((index << 49) | entry))
 			at++;
 		if (at == end)
-			return;
+			return false;
 		m->rmap[at] = 0;
 	} else if (!unlink_entry(m, (child & NODE) + index, entry)) {
-		return;
+		return false;
 	}
 	m->rmap[place] = child - ONE_ENTRY;
-	m->rmap[RT_ENTRIES]--;
 	drop_leaf(m, parent, place, ipa);
+	return true;
 }
 
 static APART void reverse_unlink(machine *m, u64 word)
 {
-	u64 recorded = m->side[word], before = m->rmap[RT_ENTRIES], entry;
+	u64 recorded = m->side[word], entry;
 
 	if (!recorded)
 		return;
 	m->side[word] = 0;
 	entry = entry_of(word, recorded & GENERATION);
-	leaf_unlink(m, recorded >> 24 << 12, entry);
-	if (m->rmap[RT_ENTRIES] != before) {
+	if (leaf_unlink(m, recorded >> 24 << 12, entry)) {
 		u64 mmu = owner(m, entry);
 
 		if (mmu)
@@ -572,7 +569,7 @@ static inline void clear_live(machine *m, u64 word, u64 mmu)
 {
 	u64 ipa;
 
-	m->rmap[RT_ENTRIES]--;
+	m->rmap[RT_GONE]++;
 	MMU(m, mmu, M_RECORDED)--;
 	ipa = clear_leaf(m, word);
 	if (MMU(m, mmu, M_STAMP) != m->rmap[RT_STAMP]) {
@@ -594,7 +591,7 @@ static inline i64 clear_entry(machine *m, u64 entry)
 	u64 mmu = owner(m, entry);
 
 	if (!mmu) {
-		m->rmap[RT_ENTRIES]--;
+		m->rmap[RT_GONE]++;
 		m->rmap[RT_STALE]--;
 		return 0;
 	}
@@ -605,7 +602,7 @@ static inline i64 clear_entry(machine *m, u64 entry)
 /* Clears what a leaf names for one page. */
 static inline i64 clear_page(machine *m, u64 place, u64 index)
 {
-	u64 child = m->rmap[place], before = m->rmap[RT_ENTRIES], at = child & NODE, named;
+	u64 child = m->rmap[place], before = m->rmap[RT_GONE], at = child & NODE, named;
 	i64 removed = 0;
 
 	if (SIZE(child)) {
@@ -633,7 +630,7 @@ static inline i64 clear_page(machine *m, u64 place, u64 index)
 			removed += clear_entry(m, named);
 		m->count[NODES_VISITED]++;
 	}
-	m->rmap[place] = child - ((before - m->rmap[RT_ENTRIES]) << 36);
+	m->rmap[place] = child - ((m->rmap[RT_GONE] - before) << 36);
 	return removed;
 }
 

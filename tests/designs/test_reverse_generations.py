@@ -21,7 +21,7 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_footprint
-from shadowmmu.designs.reverse_entries import GENERATION, M_BROKEN, M_GENERATION
+from shadowmmu.designs.reverse_entries import GENERATION, M_BROKEN, M_GENERATION, M_RECORDED
 from shadowmmu.designs.reverse_table import reverse_forget_mmu, reverse_unmap
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
@@ -60,7 +60,7 @@ def test_stale_entries_do_not_pile_up() -> None:
 
     def look(made: Executor) -> None:
         check_reverse_table(made.state)
-        held.append(int(made.state.rmap[rn.RT_ENTRIES]))
+        held.append(stale(made) + int(made.state.mmus[1:, M_RECORDED].sum()))
 
     made = every_event(DESIGN, script(PAGES_16, *(WIPE, AGAIN) * rounds), look)
     assert len(recorded_leaves(made.state)) == 17

@@ -26,7 +26,7 @@ from design_lab import (
 from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_bytes, design_covers, design_recorded
-from shadowmmu.designs.reverse_entries import DESCRIPTOR, M_BROKEN, side_word
+from shadowmmu.designs.reverse_entries import DESCRIPTOR, M_BROKEN, M_RECORDED, side_word
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES
@@ -50,7 +50,7 @@ def check(made: Executor) -> None:
 
 
 def design_recorded_of(made: Executor) -> int:
-    return int(made.state.rmap[rn.RT_ENTRIES] - made.state.rmap[rn.RT_STALE])
+    return int(made.state.mmus[1:, M_RECORDED].sum())
 
 
 def assert_nested(ranges: list[tuple[int, int]]) -> None:
@@ -218,7 +218,7 @@ def test_the_check_sees_what_it_looks_for() -> None:
     held = words & DESCRIPTOR == U64(entry.word)
     node = int(np.flatnonzero(held)[-1])  # what a promotion has left behind lies before
     for array, at, value, told in (
-        (words, rn.RT_ENTRIES, 3, "entries, miscounted"),
+        (made.state.mmus[1], M_RECORDED, 3, "entries, 3 counted"),
         (words, rn.RT_CHAINED, 3, "chain nodes, miscounted"),
         (words, rn.RT_BYTES, 3, "bytes, miscounted"),
         (words, rn.RT_BUMP, 0, "words are lost"),

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from shadowmmu.compiled import U64
-from shadowmmu.designs import reverse_nodes as rn
-from shadowmmu.designs.reverse_entries import DESCRIPTOR
+from shadowmmu.designs.reverse_entries import DESCRIPTOR, M_RECORDED
 from shadowmmu.designs.reverse_table_check import ShadowLeaf, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.engine.setup import Machine
@@ -113,7 +112,7 @@ def other_tag(made: Executor) -> None:
 
 
 def extra_entry(made: Executor) -> None:
-    made.state.rmap[rn.RT_ENTRIES] += U64(1)
+    made.state.mmus[1, M_RECORDED] += U64(1)
 
 
 def lost_reference(made: Executor) -> None:

@@ -75,7 +75,7 @@ from shadowmmu.designs.rbtree_2024 import (
     rbtree_recorded,
 )
 from shadowmmu.designs.reverse_ahead import reverse_ahead, reverse_near
-from shadowmmu.designs.reverse_nodes import reverse_init
+from shadowmmu.designs.reverse_nodes import listed_entries, reverse_init
 from shadowmmu.designs.reverse_table import (
     reverse_bytes,
     reverse_covers,
@@ -319,8 +319,10 @@ def design_covers(
 def design_recorded(s: State) -> int:
     """How many entries the record holds; 0 where the design keeps none."""
     design = I64(s.regs[R_DESIGN])
-    if design == REVERSE_TABLE or design == GFN_LISTS or design == PTE_CHAINS:
+    if design == REVERSE_TABLE:
         return reverse_recorded(s)
+    if design == GFN_LISTS or design == PTE_CHAINS:
+        return listed_entries(s)
     if design == SPANNING or design == SPANNING_V2:
         return spanning_recorded(s)
     if design == RBTREE_2024:

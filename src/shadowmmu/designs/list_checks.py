@@ -77,7 +77,8 @@ def check_gfn_lists(state: State) -> int:
     entries = _gfn_entries(state, walk)
     named = {(canonical_ipa, place[:3]) for canonical_ipa, place in entries}
     assert len(named) == len(entries), "a place stands twice in a list"
-    check_accounts(state, walk, len(entries), int(gfn.ENTRY_WORDS))
+    _check_entries(state, len(entries))
+    check_accounts(state, walk, int(gfn.ENTRY_WORDS))
     places = {place for _canonical_ipa, place in entries}
     leaves = _leaf_places(state)
     missing = leaves - places
@@ -95,7 +96,8 @@ def check_pte_chains(state: State) -> None:
     ]
     check_inverse(state, entries, {entry.word: entry.canonical_ipa | int(pte.PRESENT) for entry in entries})
     check_named_leaves(state, entries, set(range(1, shadow_mmus(state) + 1)))
-    check_accounts(state, walk, len(entries), int(pte.BLOCK_WORDS))
+    _check_entries(state, len(entries))
+    check_accounts(state, walk, int(pte.BLOCK_WORDS))
 
 
 def _descriptors(state: State, walk: RadixWalk, content: int) -> list[int]:
@@ -148,3 +150,7 @@ def check_pa_keyed(state: State) -> None:
     assert len(set(places)) == len(places), "a leaf stands twice"
     difference = set(places) ^ _leaf_places(state)
     assert not difference, f"record and tables differ at {min(difference)}"
+
+
+def _check_entries(state: State, entries: int) -> None:
+    assert int(state.rmap[rn.RT_ENTRIES]) == entries, f"{entries} entries, miscounted"

@@ -119,10 +119,9 @@ def _named(state: State, word: int) -> int:
     return number + (word != 0)
 
 
-def check_accounts(state: State, walk: RadixWalk, entries: int, hanging_words: int) -> None:
-    """Assert the sums: entries, bytes, nodes, and that no word is lost between nodes and free lists."""
+def check_accounts(state: State, walk: RadixWalk, hanging_words: int) -> None:
+    """Assert the sums: bytes, nodes, and that no word is lost between nodes and free lists."""
     regs = state.rmap
-    assert int(regs[rn.RT_ENTRIES]) == entries, f"{entries} entries, miscounted"
     assert int(regs[rn.RT_BYTES]) == 8 * walk.words, f"{8 * walk.words} bytes, miscounted"
     live = int(state.count[NODES_ALLOCATED] - state.count[NODES_FREED])
     held = walk.nodes + walk.hanging

@@ -1,8 +1,8 @@
 """Entries of ``reverse_table``: what they say, the word of ``State.side``, whose they are, how many.
 
 An entry names a shadow descriptor and the life of the shadow MMU it belongs to, its *generation*. A wipe ends
-that: the entries are stale then and go one by one. The accounts here (entries, stale ones, those of each MMU,
-broken MMUs) say without a look at the entries what is left.
+that: the entries are stale then and go one by one. The accounts here (entries of each MMU, stale ones,
+broken MMUs) say without a look at the entries what is left. A fill adds to that of its own MMU alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from shadowmmu.compiled import I64, U64, Word, inline
-from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_ENTRIES, RT_GENERATION, RT_STALE
+from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_GENERATION, RT_GONE, RT_STALE
 from shadowmmu.machine.frames import frame_of, owner_mmu
 from shadowmmu.machine.state import State
 from shadowmmu.pgtable.context import CANONICAL, M_DESIGN
@@ -89,7 +89,7 @@ def count_gone(s: State, mmu: int) -> None:
 @inline
 def count_stale(s: State, gone: Word) -> None:
     """Count stale entries that go."""
-    s.rmap[RT_ENTRIES] -= gone
+    s.rmap[RT_GONE] += gone
     s.rmap[RT_STALE] -= gone
 
 

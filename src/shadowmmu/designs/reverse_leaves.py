@@ -18,7 +18,6 @@ from shadowmmu.arch.regime import Regime, level_shift
 from shadowmmu.compiled import I64, U64, Word, apart, inline, kernel
 from shadowmmu.designs.reverse_nodes import (
     CHAIN,
-    RT_ENTRIES,
     RT_FREE_LEAF,
     RT_FREE_SMALL,
     RT_ROOT,
@@ -220,7 +219,6 @@ def leaf_link(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
     else:
         return link_with_room(s, r, canonical_ipa, entry)
     s.rmap[leaf.place] = child + ONE_ENTRY
-    s.rmap[RT_ENTRIES] += ONE
     s.count[NODES_VISITED] += LEAF_LEVEL - r.start_level
     return True
 
@@ -245,7 +243,6 @@ def link_with_room(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> boo
     else:
         link_entry(s, leaf_slot(child, index), entry)
     s.rmap[place] = child + ONE_ENTRY
-    s.rmap[RT_ENTRIES] += ONE
     return True
 
 
@@ -303,27 +300,27 @@ def free_empty_leaf(s: State, r: Regime, parent: Word, place: Word, canonical_ip
 
 
 @kernel
-def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> None:
-    """Take ``entry`` off what a page names. O(levels + aliases); nothing happens if it is not there."""
+def leaf_unlink(s: State, r: Regime, canonical_ipa: Word, entry: Word) -> bool:
+    """Take ``entry`` off what a page names; whether it was there. O(levels + aliases)."""
     parent = find_node(s, r, canonical_ipa, LEAF_LEVEL - 1)
     if parent == ZERO:
-        return
+        return False
     s.count[NODES_VISITED] += 1
     place = child_slot(parent, entry_index(r, LEAF_LEVEL - 1, canonical_ipa))
     child = s.rmap[place]
     if child == ZERO:
-        return
+        return False
     index = entry_index(r, LEAF_LEVEL, canonical_ipa)
     if is_small(child):
         at = find_item(s, child, (index << INDEX_SHIFT) | entry)
         if at == ZERO:
-            return
+            return False
         s.rmap[at] = ZERO
     elif not unlink_entry(s, leaf_slot(child, index), entry):
-        return
+        return False
     s.rmap[place] = child - ONE_ENTRY
-    s.rmap[RT_ENTRIES] -= ONE
     drop_leaf(s, r, parent, place, canonical_ipa)
+    return True
 
 
 @kernel

@@ -27,6 +27,7 @@ RT_FREE_NODE: Final = 4
 RT_FREE_CHAIN: Final = 5
 RT_BYTES: Final = 6
 RT_ENTRIES: Final = 7
+"""``gfn_lists``, ``pte_chains``: entries."""
 RT_CHAINED: Final = 8
 RT_FLUSH_MMU: Final = 9
 RT_FLUSH_START: Final = 10
@@ -45,6 +46,8 @@ RT_TOP_SHIFT: Final = 21
 """log2 of the pages that an entry of the root covers."""
 RT_TOP_ENTRIES: Final = 22
 """Entries of the root."""
+RT_GONE: Final = 23
+"""``reverse_table``: entries that have gone so far; a difference says how many a step took."""
 RT_HEADER: Final = 24
 
 USED: Final = U64(0)
@@ -134,6 +137,12 @@ def reverse_init(s: State) -> None:
     s.rmap[RT_ROOT] = take_node(s, NODE_HEADER + entries + entries, RT_FREE_NODE)
     s.rmap[RT_TOP_ENTRIES] = entries
     s.rmap[RT_TOP_SHIFT] = U64(level_shift(r, r.start_level) - r.page_shift)
+
+
+@inline
+def listed_entries(s: State) -> int:
+    """Entries of ``gfn_lists`` and ``pte_chains``."""
+    return I64(s.rmap[RT_ENTRIES])
 
 
 @kernel

@@ -19,31 +19,31 @@ the 33-millionth alias in one 2M, which nothing could count: its next unmap take
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
 16 an alias and 16 more for the first. A page alone in its 2M has 64, eight of them 8 each, 128 of them 8,
 129 of them, which need a full leaf, 32.
-Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock
-for read and run side by side. They read the words down from the root, and write (a) a child word that was
-0, by compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
-compare-and-swap from what they read there to their entry, or to a chain node in front of it, and
-again if they lost; in a small leaf, an item into a place that was 0, the same way, or the next place if
-they lost (two items of one page are two aliases, so nobody has to look for the other); (c) ``side`` of a
-descriptor, which only the CPU that has just installed that leaf writes; (d) use counts and sums, by atomic
-add, a count before what it counts; the entries of a leaf are counted in the child word that names it. No
-word moves and nothing is rebalanced, but for promotion. Who finds a small leaf full freezes it: each word, a
-free one too, gets a bit (62) by compare-and-swap, after which no fill changes it; copies the items into a
-zeroed larger leaf; and swaps the child word from the old leaf to it, with the count as it is just then: a
-fill under way has its place in the count whichever leaf it ends in. A fill whose compare-and-swap meets the
-bit freezes and copies as well, and the first swap of the child word from one leaf to another wins; the
-losers give their copy back and go on under the new child word. No item can be
-lost, as it is in a place before that place is frozen, or its own compare-and-swap fails and starts again
-above; none comes twice, as one copy wins. The frozen leaf, which others may still read, is freed by the
-next holder of the lock for write. A leaf that a fill replaces, and the stale entry of a descriptor that it
-fills, are unlinked under the same lock: an item by compare-and-swap to 0, since no other CPU writes that
-item but to freeze it (then it goes from the leaf that takes its place); of a chain that needs the word
-locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at
-once). Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds
-mmu_lock for write, so it excludes fills, and needs no lock of its own. The generation changes under it
-too. A wipe that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that
-comes between takes it whole. An unmap does not give way in the middle of a range. Every order in which the
-steps of fills can fall is tried in ``verify/parallel_fills.py``, on small leaves.
+Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock for
+read and run side by side. They read the words down from the root, and write (a) a child word that was 0, by
+compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by
+compare-and-swap from what they read there to their entry, or to a chain node in front of it, and again if
+they lost; in a small leaf, an item into a place that was 0, the same way, or the next place if they lost (two
+items of one page are two aliases, so nobody has to look for the other); (c) ``side`` of a descriptor, which
+only the CPU that has just installed that leaf writes; (d) use counts, by atomic add, a count before what it
+counts: the entries of a leaf are counted in the child word that names it, those of an MMU in its own row; no
+word of the whole VM is written by every fill. No word moves and nothing is rebalanced, but for promotion. Who
+finds a small leaf full freezes it: each word, a free one too, gets a bit (62) by compare-and-swap, after
+which no fill changes it; copies the items into a zeroed larger leaf; and swaps the child word from the old
+leaf to it, with the count as it is just then: a fill under way has its place in the count whichever leaf it
+ends in. A fill whose compare-and-swap meets the bit freezes and copies as well, and the first swap of the
+child word from one leaf to another wins; the losers give their copy back and go on under the new child word.
+No item can be lost, as it is in a place before that place is frozen, or its own compare-and-swap fails and
+starts again above; none comes twice, as one copy wins. The frozen leaf, which others may still read, is freed
+by the next holder of the lock for write. A leaf that a fill replaces, and the stale entry of a descriptor
+that it fills, are unlinked under the same lock: an item by compare-and-swap to 0, since no other CPU writes
+that item but to freeze it (then it goes from the leaf that takes its place); of a chain that needs the word
+locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at once).
+Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds mmu_lock
+for write, so it excludes fills, and needs no lock of its own. The generation changes under it too. A wipe
+that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that comes between
+takes it whole. An unmap does not give way in the middle of a range. Every order in which the steps of fills
+can fall is tried in ``verify/parallel_fills.py``, on small leaves.
 """
 
 from __future__ import annotations
@@ -102,11 +102,11 @@ from shadowmmu.designs.reverse_nodes import (
     RT_BLOCKS,
     RT_BROKEN,
     RT_BYTES,
-    RT_ENTRIES,
     RT_FLUSH_END,
     RT_FLUSH_MMU,
     RT_FLUSH_START,
     RT_GENERATION,
+    RT_GONE,
     RT_STALE,
     RT_STAMP,
     USED,
@@ -191,24 +191,23 @@ def link_block(s: State, r: Regime, canonical_ipa: Word, level: int, entry: Word
     if s.rmap[slot] == ZERO:
         s.rmap[node + USED] += ONE
     link_entry(s, slot, entry)
-    s.rmap[RT_ENTRIES] += ONE
     s.rmap[RT_BLOCKS] += ONE
 
 
 @kernel
-def unlink_block(s: State, r: Regime, canonical_ipa: Word, level: int, entry: Word) -> None:
-    """Take the entry of a block off its head, if it is there. O(levels + aliases)."""
+def unlink_block(s: State, r: Regime, canonical_ipa: Word, level: int, entry: Word) -> bool:
+    """Take the entry of a block off its head; whether it was there. O(levels + aliases)."""
     node = find_node(s, r, canonical_ipa, level)
     if node == ZERO:
-        return
+        return False
     slot = record_slot(s, r, node, level, entry_index(r, level, canonical_ipa))
     if not unlink_entry(s, slot, entry):
-        return
-    s.rmap[RT_ENTRIES] -= ONE
+        return False
     s.rmap[RT_BLOCKS] -= ONE
     if s.rmap[slot] == ZERO:
         s.rmap[node + USED] -= ONE
         drop_empty_nodes(s, r, node, level, canonical_ipa)
+    return True
 
 
 @apart
@@ -224,16 +223,15 @@ def reverse_unlink(s: State, word: Word) -> None:
     if recorded == ZERO:
         return
     s.side[word] = ZERO
-    before = s.rmap[RT_ENTRIES]
     canonical_ipa = side_canonical(recorded)
     level = side_level(recorded)
     entry = entry_of(word, recorded & GENERATION)
     r = context_regime(s, CANONICAL)
     if level == LEAF_LEVEL:
-        leaf_unlink(s, r, canonical_ipa, entry)
+        gone = leaf_unlink(s, r, canonical_ipa, entry)
     else:
-        unlink_block(s, r, canonical_ipa, level, entry)
-    if s.rmap[RT_ENTRIES] != before:
+        gone = unlink_block(s, r, canonical_ipa, level, entry)
+    if gone:
         count_gone(s, entry_owner(s, entry))
 
 
@@ -306,7 +304,7 @@ def clear_entry(s: State, entry: Word) -> int:
 @inline
 def clear_live(s: State, descriptor: Word, owner: int) -> None:
     """Clear the shadow leaf of a live entry that has gone, of MMU ``owner``."""
-    s.rmap[RT_ENTRIES] -= ONE
+    s.rmap[RT_GONE] += ONE
     s.mmus[owner, M_RECORDED] -= ONE
     leaf = clear_leaf(s, descriptor)
     if s.mmus[owner, M_STAMP] != s.rmap[RT_STAMP]:
@@ -340,11 +338,11 @@ def clear_named(s: State, named: Word) -> int:
 def clear_slot(s: State, node: Word, slot: Word) -> int:
     """Clear every shadow block the head at ``slot`` names, and empty it; how many went."""
     named = s.rmap[slot]
-    before = s.rmap[RT_ENTRIES]
+    before = s.rmap[RT_GONE]
     s.rmap[slot] = ZERO
     s.rmap[node + USED] -= ONE
     removed = clear_named(s, named)
-    s.rmap[RT_BLOCKS] -= before - s.rmap[RT_ENTRIES]
+    s.rmap[RT_BLOCKS] -= s.rmap[RT_GONE] - before
     return removed
 
 
@@ -415,14 +413,14 @@ def clear_words(s: State, child: Word, first: Word, last: Word) -> int:
 def clear_leaf_words(s: State, r: Regime, place: Word, start: Word, end: Word) -> int:
     """Clear what the leaf at ``place`` names for canonical [start, end); how many shadow leaves went."""
     child = s.rmap[place]
-    before = s.rmap[RT_ENTRIES]
+    before = s.rmap[RT_GONE]
     first = entry_index(r, LEAF_LEVEL, start)
     last = entry_index(r, LEAF_LEVEL, end - ONE)
     if is_small(child):
         removed = clear_items(s, child, first, last)
     else:
         removed = clear_words(s, child, first, last)
-    s.rmap[place] = child - ((before - s.rmap[RT_ENTRIES]) << COUNT_SHIFT)
+    s.rmap[place] = child - ((s.rmap[RT_GONE] - before) << COUNT_SHIFT)
     return removed
 
 
@@ -522,8 +520,14 @@ def reverse_covers(s: State, mmu: int, canonical_ipa: Word, level: int, word: Wo
 
 @kernel
 def reverse_recorded(s: State) -> int:
-    """Live entries. The stale ones, ``RT_STALE`` of them, are no part of the answer but of the footprint."""
-    return I64(s.rmap[RT_ENTRIES] - s.rmap[RT_STALE])
+    """Live entries. The stale ones, ``RT_STALE`` of them, are no part of the answer but of the footprint.
+
+    O(MMUs): no sum is kept, to which every fill of the VM would have to add.
+    """
+    recorded = ZERO
+    for mmu in range(1, shadow_mmus(s) + 1):
+        recorded += s.mmus[mmu, M_RECORDED]
+    return I64(recorded)
 
 
 @kernel

@@ -119,8 +119,8 @@ def check_reverse_table(state: State) -> None:
 
     Shape: parents right, use counts exact, no empty node below the root, chains of two or more that share
     no node. Content: each descriptor once, with its entry in ``side``, each live entry a leaf of that level
-    and (unless its MMU is broken) each leaf a live entry. Accounts: entries, stale and chained ones, those
-    of each MMU, bytes, nodes. Generations: one an MMU, none above the last one given.
+    and (unless its MMU is broken) each leaf a live entry. Accounts: entries of each MMU, stale and chained
+    ones, bytes, nodes. Generations: one an MMU, none above the last one given.
     """
     walk = walk_radix(state, sized_leaves=True)
     entries = _entries(state, walk)
@@ -136,7 +136,7 @@ def check_reverse_table(state: State) -> None:
     assert int(state.rmap[rn.RT_BLOCKS]) == blocks, f"{blocks} entries of blocks, miscounted"
     broken = int(state.rmap[rn.RT_BROKEN])
     assert broken == shadow_mmus(state) - len(complete), f"{broken} broken MMUs counted"
-    check_accounts(state, walk, len(entries), rn.CHAIN_WORDS)
+    check_accounts(state, walk, rn.CHAIN_WORDS)
 
 
 def _check_generations(state: State, entries: list[Recorded], live: list[Recorded]) -> None:

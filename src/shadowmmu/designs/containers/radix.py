@@ -19,7 +19,7 @@ from shadowmmu.designs.reverse_leaves import (
     leaf_names,
     leaf_unlink,
 )
-from shadowmmu.designs.reverse_nodes import CHAIN, CHAIN_WORDS, RT_BUMP, RT_BYTES, RT_ENTRIES, reverse_init
+from shadowmmu.designs.reverse_nodes import CHAIN, CHAIN_WORDS, RT_BUMP, RT_BYTES, reverse_init
 from shadowmmu.machine.counters import NODES_VISITED
 from shadowmmu.machine.state import R_PAGE_SHIFT, R_STRIDE, REGISTERS, State, empty_counters, grow
 from shadowmmu.pgtable.context import CANONICAL, M_IA_BITS, M_START, MMU_COLUMNS, context_regime
@@ -39,11 +39,9 @@ def radix_act(s: State, kind: int, page: Word, number: Word) -> bool:
     r = context_regime(s, CANONICAL)
     ipa = page << U64(r.page_shift)
     if kind == I64(ADD):
-        leaf_link(s, r, ipa, number)
-        return True
+        return leaf_link(s, r, ipa, number)
     if kind == I64(REMOVE):
-        leaf_unlink(s, r, ipa, number)
-        return True
+        return leaf_unlink(s, r, ipa, number)
     return leaf_names(s, r, ipa, number)
 
 
@@ -76,6 +74,7 @@ class PageRadix:
         self._state.mmus[CANONICAL, M_IA_BITS] = bits
         self._state.mmus[CANONICAL, M_START] = stage2_start_level(12, bits)
         reverse_init(self._state)
+        self._numbers = 0
 
     def _act(self, kind: int, page: int, number: int) -> bool:
         if not 0 <= page < self._pages:
@@ -87,12 +86,22 @@ class PageRadix:
         return bool(radix_act(self._state, kind, U64(page), U64(number)))
 
     def add(self, page: int, number: int) -> bool:
-        """Put a number under a page; False, and no change, if it is there. O(levels + numbers there)."""
-        return (page, number) not in self and self._act(ADD, page, number)
+        """Put a number under a page; False, and no change, if it is there. O(levels + numbers there).
+
+        OverflowError, and no change: 512 pages have 33 million numbers already.
+        """
+        if (page, number) in self:
+            return False
+        if not self._act(ADD, page, number):
+            raise OverflowError(f"page {page:#x}: no more numbers can be counted there")
+        self._numbers += 1
+        return True
 
     def remove(self, page: int, number: int) -> bool:
         """Take a number off a page; False if it was not there. O(levels + numbers there)."""
-        return (page, number) in self and self._act(REMOVE, page, number)
+        gone = self._act(REMOVE, page, number)
+        self._numbers -= gone
+        return gone
 
     def __contains__(self, place: tuple[int, int]) -> bool:
         return self._act(LOOK, *place)
@@ -111,7 +120,7 @@ class PageRadix:
         return iter(sorted(found))
 
     def __len__(self) -> int:
-        return int(self._state.rmap[RT_ENTRIES])
+        return self._numbers
 
     @property
     def bytes(self) -> int:
@@ -131,4 +140,6 @@ class PageRadix:
             while content & int(CHAIN):
                 walk.meet(content & ~int(CHAIN), CHAIN_WORDS)
                 content = int(self._state.rmap[(content & ~int(CHAIN)) + 1])
-        check_accounts(self._state, walk, len(self), CHAIN_WORDS)
+        held = sum(1 for _ in self)
+        assert held == len(self), f"{held} numbers, {len(self)} counted"
+        check_accounts(self._state, walk, CHAIN_WORDS)

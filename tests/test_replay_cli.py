@@ -100,9 +100,11 @@ def test_json_page_and_list_say_the_same(capsys: pytest.CaptureFixture[str]) -> 
         (lambda text: text.replace("addr=0x80000000 size=0x1000", "addr="), 4, ":6: read"),
         (lambda text: text.split(" vmm-46")[0], 3, "nothing to replay"),
         (lambda text: text + "CPU:0 [LOST 12 EVENTS]\n", 3, ""),
+        (lambda text: text.rstrip("\n"), 3, ""),
+        (lambda text: "".join(line for line in text.splitlines(True) if " addr=0x40" not in line), 3, ""),
         (lambda text: "".join(line for line in text.splitlines(True) if " s2range:" not in line), 5, ""),
     ],
-    ids=["bad-line", "no-fill", "lost", "no-ranges"],
+    ids=["bad-line", "no-fill", "lost", "cut", "not-joined", "no-ranges"],
 )
 def test_exit_codes(small: Path, capsys: pytest.CaptureFixture[str], edit, code: int, told: str) -> None:
     small.write_text(edit(small.read_text()))

@@ -91,11 +91,12 @@ def replay(
 
 
 def _code(found: Counterfactual) -> int:
-    """5 where sweep is not what was recorded; 3 where events are missing or a safe design looks stale."""
+    """5 where sweep is not what was recorded; 3 where events or canonical addresses are missing, or a safe
+    design looks stale."""
     from shadowmmu.cli import HOLDS, MISMATCH, UNDETERMINED
 
     if found.trace.lost:
         return UNDETERMINED
     if found.disagreeing:
         return MISMATCH
-    return UNDETERMINED if found.stale() else HOLDS
+    return UNDETERMINED if found.trace.not_joined or found.stale() else HOLDS

@@ -67,6 +67,14 @@ def test_what_the_kernel_lost_is_counted_from_both_of_its_words() -> None:
     assert read(text)[1].lost == 47
 
 
+def test_a_last_line_without_its_end_is_left_out_and_counted() -> None:
+    """Half a number is a number too."""
+    for length in range(1, len(FTRACE) + 1):
+        events, trace = read(f"{FTRACE}\n{FTRACE[:length]}")
+        assert (events, trace.cut) == ([EVENT], 1) or not FTRACE[:length].strip()
+    assert read(f"{FTRACE}\n")[1].cut == 0
+
+
 def test_other_events_are_counted_by_name_and_older_ones_too() -> None:
     older = FTRACE.replace("2.344739", "2.344738")
     other = FTRACE.replace("s2map", "sched_switch")

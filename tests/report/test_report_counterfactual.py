@@ -86,7 +86,7 @@ def test_rows_that_say_nothing_are_left_out_and_unknown_is_a_dash(found: Counter
     assert "STALE" in kept
     assert "resized" not in kept
     assert "record nodes visited" not in kept
-    unknown = next(row for row in ROWS if row.label == "leaves over-unmapped")
+    unknown = next(row for row in ROWS if row.label == "over-unmapped, all MMUs")
     assert unknown.text(found.answers[0]) == "-"
 
 

@@ -74,9 +74,11 @@ class ShadowEvent(NamedTuple):
 class ShadowTrace:
     """A trace to be iterated once. The counts are complete when the iteration is.
 
-    ``lost`` is what the kernel says it dropped or overwrote; ``skipped`` counts the events of other names;
-    ``backwards`` counts events older than the one before them, ``foreign`` lines that other programs wrote
-    into a console log. ``ipa_limit_bits`` is 0 where the text does not say it. Iterating raises FormatError.
+    ``lost`` is what the kernel says it dropped or overwrote; ``cut`` is 1 if the last line has no end where
+    others have one, so that its last number may be half of one: it is left out. ``skipped`` counts the events
+    of other names, ``backwards`` events older than the one before them, ``foreign`` lines that other programs
+    wrote into a console log. ``ipa_limit_bits`` is 0 where the text does not say it. Iterating raises
+    FormatError.
     """
 
     lines: Iterable[str]
@@ -84,11 +86,13 @@ class ShadowTrace:
     line_count: int = 0
     events: int = 0
     lost: int = 0
+    cut: int = 0
     backwards: int = 0
     foreign: int = 0
     ipa_limit_bits: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     _last_ns: int = 0
+    _line_ends: bool = False
 
     def __iter__(self) -> Iterator[ShadowEvent]:
         console = False
@@ -99,6 +103,10 @@ class ShadowTrace:
             self.line_count = number
             if not line.strip():
                 continue
+            self._line_ends |= raw.endswith("\n")
+            if inside and not console and self._line_ends and not raw.endswith("\n"):
+                self.cut = 1
+                return
             if not found and not console:  # the first line says what this is
                 console = not (line.startswith("#") or _EVENT.fullmatch(line) or _LOST.match(line.strip()))
                 inside = found = not console

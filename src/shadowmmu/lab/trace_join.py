@@ -47,6 +47,7 @@ BY_MEMORY: Final = "no such fill: as L1 mapped the address before"
 BY_MEMORY_SHARED: Final = "output address shared: as L1 mapped the address before"
 NOT_FOUND: Final = "not joined: no canonical fill"
 AMBIGUOUS: Final = "not joined: output address shared"
+NOT_JOINED: Final = (NOT_FOUND, AMBIGUOUS)
 JOINED: Final = (BY_IDENTITY, BY_OUTPUT, BY_MEMORY, BY_MEMORY_SHARED)
 CONTRADICTED: Final = "fills of stage-2-off tables that contradict the canonical table"
 
@@ -93,6 +94,7 @@ class JoinedTrace:
     joins: Counter[str]
     notes: list[tuple[str, int]]
     lost: int
+    """Events that are known to be missing."""
 
     @property
     def shown(self) -> list[bool]:
@@ -103,6 +105,11 @@ class JoinedTrace:
     def fills(self) -> int:
         """Fills of tables with stage 2 on."""
         return sum(self.joins.values())
+
+    @property
+    def not_joined(self) -> int:
+        """Those of them whose canonical address was not found."""
+        return sum(self.joins[way] for way in NOT_JOINED)
 
 
 @dataclass
@@ -384,7 +391,7 @@ def join_trace(trace: ShadowTrace, ipa_bits: int | None = None) -> JoinedTrace:
         recorded=joiner.recorded,
         joins=joiner.joins,
         notes=_notes(trace, joiner, open_notifiers),
-        lost=trace.lost,
+        lost=trace.lost + trace.cut,
     )
 
 
@@ -392,11 +399,12 @@ def _notes(trace: ShadowTrace, joiner: Joiner, open_notifiers: int) -> list[tupl
     """What was not resolved or carried over, in words and numbers; only what did occur."""
     found = [
         ("events the kernel lost or overwrote: what follows is not the whole run", trace.lost),
+        ("the last line, which has no end: left out", trace.cut),
         ("events older than the one before them", trace.backwards),
         ("lines of other programs inside the buffer", trace.foreign),
         (
             "shadow fills not joined to a canonical address",
-            sum(joiner.joins[w] for w in (NOT_FOUND, AMBIGUOUS)),
+            sum(joiner.joins[way] for way in NOT_JOINED),
         ),
         ("notifiers still running at the end of the trace", open_notifiers),
         *joiner.counts.items(),

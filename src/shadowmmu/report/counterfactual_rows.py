@@ -101,8 +101,8 @@ ROWS: Final[tuple[Row, ...]] = (
     Row("notifiers that took any", "of L2's tables", lambda a: a.notifiers_that_hit, _count),
     Row("leaves taken for L1", "of L2's tables", lambda a: a.taken_by_l1, _count),
     Row(
-        "leaves over-unmapped",
-        "cleared by a notifier that did not name their page; all shadow MMUs",
+        "over-unmapped, all MMUs",
+        "leaves cleared by a notifier that did not name their page; all shadow MMUs, not L2's alone",
         lambda a: a.over_unmapped_leaves,
         _count,
     ),
@@ -112,7 +112,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _work("chunks walked", "chunks_shadow", "calls of the unmap walker on shadow tables"),
     _work("record nodes visited", "nodes_visited", "nodes or words of the reverse map read"),
     Row("record bytes", "the largest the record was seen", lambda a: a.record_bytes, _bytes, False),
-    Row("most leaves at one time", "all shadow MMUs", lambda a: a.peak_leaves, _count),
+    Row("most leaves, all MMUs", "at one time, all shadow MMUs", lambda a: a.peak_leaves, _count),
     Row(
         "modelled time",
         "the cost model's time of unmaps, record and every refault; all shadow MMUs",

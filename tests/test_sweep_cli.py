@@ -11,7 +11,7 @@ from shadowmmu import cli
 from shadowmmu.compiled import INTERPRETED
 
 TINY = ["--leaves", "40,80", "--axis", "leaf=4K", "--axis", "notifiers=2", "--mmus", "1", "--ipa-bits", "40"]
-DESIGNS = ["--designs", "sweep,reverse_table"]
+DESIGNS = ["--design", "sweep,reverse_table"]
 
 
 def ended(words: list[str]) -> int:

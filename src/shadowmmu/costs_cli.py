@@ -24,7 +24,15 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--calibrate", "fit", is_flag=True, help="Fit the prices from the recorded cost runs.")
 @click.option("--sensitivity", is_flag=True, help="How each price, off by a factor, moves sweep : design.")
 @click.option("--factor", type=click.FloatRange(1, min_open=True), default=4.0, show_default=True)
-@click.option("--designs", default="", callback=_names, metavar="NAME[,NAME]", help="With --sensitivity.")
+@click.option(
+    "--design",
+    "--designs",
+    "designs",
+    default="",
+    callback=_names,
+    metavar="NAME[,NAME]",
+    help="With --sensitivity.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def costs(fit: bool, sensitivity: bool, factor: float, designs: tuple[str, ...], as_json: bool) -> None:
     """Show the cost model: each price, its unit and its source.

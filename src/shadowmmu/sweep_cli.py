@@ -32,7 +32,13 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--grid", "grid_name", metavar="NAME|FILE", help="A bundled grid, or a TOML file.")
 @click.option("--workload", metavar="NAME", help="Without a grid: the workload. [default: storm]")
 @click.option(
-    "--designs", default="", callback=_names, metavar="NAME[,NAME]", help="Without a grid: these only."
+    "--design",
+    "--designs",
+    "designs",
+    default="",
+    callback=_names,
+    metavar="NAME[,NAME]",
+    help="Without a grid: these only.",
 )
 @click.option(
     "--axis", "axes", multiple=True, metavar="NAME=V[,V]", help="Without a grid: values of an axis."

@@ -30,7 +30,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     "designs",
     default="",
     callback=_names,
-    metavar="NAME[,NAME]",
+    metavar="NAME|FILE.py[,...]",
     help="With --sensitivity.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

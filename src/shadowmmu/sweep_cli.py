@@ -37,7 +37,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     "designs",
     default="",
     callback=_names,
-    metavar="NAME[,NAME]",
+    metavar="NAME|FILE.py[,...]",
     help="Without a grid: these only.",
 )
 @click.option(

@@ -38,7 +38,7 @@ BLOCK_LEAF = f"map {NESTED:#x} {DATA:#x} 2M 2 rw\ntouch w {NESTED:#x}"
 PLACES = [NESTED + k * 0x20_5000 for k in range(5)]
 ALIASES = [f"map {ipa:#x} {DATA:#x} 4k 3 rw\ntouch w {ipa:#x}" for ipa in PLACES]
 
-FULL_PAGES = 129
+FULL_PAGES = 65
 FULL = f"map 0x90000000 {DATA + 0x10_0000:#x} {4 * FULL_PAGES}k 3 rw\ntouch w 0x90000000 4096 {FULL_PAGES}"
 """So many pages of the 2M at DATA that their leaf is full size."""
 

@@ -3,7 +3,7 @@
 A *full* leaf has a word for each page of the page table that stands there. A *small* one is a bag of items,
 each an index and an entry in one word, in no order; an alias is one item more, so it needs no chain. An
 *entry* is any number below 2^49 but 0; what it says is the design's affair (``reverse_entries``). A leaf
-starts with 8 words, is promoted to twice as many when it is full, and at 128 words to a full one; it stays
+starts with 8 words, is promoted to twice as many when it is full, and at 64 words to a full one; it stays
 what it is until it is empty. It has no header: the word above that names it says its size too, and how many
 entries it has, so a fill and a removal meet one line of the leaf and no other.
 
@@ -48,8 +48,8 @@ MOST_ENTRIES: Final = U64((1 << 25) - 1)
 SIZE_SHIFT: Final = U64(61)
 SIZE_BITS: Final = U64(7 << 61)
 SMALLEST: Final = U64(3)
-LARGEST: Final = U64(7)
-"""128 words: a full leaf of 512 words is 4 KiB, 32 bytes for each of the 129 entries that call for it."""
+LARGEST: Final = U64(6)
+"""64 words, eight cache lines to look through; a full leaf is 63 bytes for each of the 65 that call for it."""
 MOST_ALIASED: Final = U64((1 << 25) - (1 << 14))
 """A page of a leaf with so many entries gets no more aliases; each of its pages still has room for one."""
 

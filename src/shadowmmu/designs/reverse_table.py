@@ -17,8 +17,8 @@ Fails by memory beside the descriptors: ``side`` has a word for each of a shadow
 table with one leaf costs 4 KiB there, as it does itself. A failed allocation marks the MMU broken, as does
 the 33-millionth alias in one 2M, which nothing could count: its next unmap takes it whole and heals it.
 Bytes a leaf: a word of 8 per canonical frame and 8 beside the descriptor; 17.5 measured, fills in order;
-16 an alias and 16 more for the first. A page alone in its 2M has 64, eight of them 8 each, 128 of them 8,
-129 of them, which need a full leaf, 32.
+16 an alias and 16 more for the first. A page alone in its 2M has 64, eight of them 8 each, 64 of them 8,
+65 of them, which need a full leaf, 63.
 Locking, as a kernel would have it (the model runs one CPU at a time and only counts): fills hold mmu_lock for
 read and run side by side. They read the words down from the root, and write (a) a child word that was 0, by
 compare-and-swap of a whole zeroed node, whose loser gives its node back; (b) the record word, by

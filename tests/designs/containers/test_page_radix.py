@@ -48,8 +48,8 @@ def test_visits_of_a_page_are_a_node_a_level_and_its_leaf(bits: int, levels: int
     for page in pages:
         before = radix.visited
         assert radix.add(page, page + 1)
-        # Looking first: a node a level above the leaf, and up to 128 words of a small one; then again.
-        assert radix.visited - before <= 2 * (levels - 1) + 16
+        # Looking first: a node a level above the leaf, and up to 64 words of a small one; then again.
+        assert radix.visited - before <= 2 * (levels - 1) + 8
     radix.check()
 
 

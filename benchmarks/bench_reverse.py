@@ -43,8 +43,7 @@ from shadowmmu.designs.containers.maple import (
     maple_store,
 )
 from shadowmmu.designs.containers.pool import pool_reset
-from shadowmmu.designs.reverse_entries import M_BROKEN
-from shadowmmu.designs.reverse_nodes import RT_BROKEN, RT_BUMP, RT_BYTES, RT_GONE
+from shadowmmu.designs.reverse_nodes import RT_BUMP, RT_BYTES, RT_GONE
 from shadowmmu.designs.reverse_table import reverse_forget_mmu
 from shadowmmu.machine.counters import COUNTERS
 from shadowmmu.machine.state import State
@@ -153,7 +152,6 @@ def measure_reverse(keys: Keys) -> Figures:
     found["bytes"] = int(state.rmap[RT_BYTES]) / leaves
     found["bytes with side"] = found["bytes"] + 8
     reverse_forget_mmu(state, 1)
-    state.mmus[1, M_BROKEN] = state.rmap[RT_BROKEN] = 0
     for name, starts, pages, ahead in steps(keys):
         gone = int(state.rmap[RT_GONE])
         found[f"erase_{name}"], _ = timed(

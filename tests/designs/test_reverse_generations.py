@@ -6,23 +6,19 @@ import pytest
 from design_lab import (
     DATA,
     NESTED,
-    PAGE,
     PAGES_16,
     cost,
-    count,
     every_event,
     executor,
     last_event,
     leaf_of,
-    run,
     script,
 )
 
-from shadowmmu.compiled import INTERPRETED, U64
+from shadowmmu.compiled import INTERPRETED
 from shadowmmu.designs import reverse_nodes as rn
 from shadowmmu.designs.dispatch import design_footprint
-from shadowmmu.designs.reverse_entries import GENERATION, M_BROKEN, M_GENERATION, M_RECORDED
-from shadowmmu.designs.reverse_table import reverse_forget_mmu, reverse_unmap
+from shadowmmu.designs.reverse_entries import GENERATION, M_GENERATION, M_RECORDED
 from shadowmmu.designs.reverse_table_check import check_reverse_table, recorded_leaves, shadow_leaves
 from shadowmmu.engine.executor import Executor
 from shadowmmu.pgtable.context import M_LEAVES
@@ -89,18 +85,6 @@ def test_a_descriptor_that_maps_another_page_now_is_safe_from_its_old_entry() ->
     removed, over = cost(made, last_event(made), "leaves_removed", "over_unmapped_bytes")
     assert (removed, over) == (0, 0)
     assert leaf_of(made, NESTED) is not None
-    check_reverse_table(made.state)
-
-
-def test_a_notifier_in_the_middle_of_a_wipe_takes_the_mmu_whole() -> None:
-    """The wipe gives mmu_lock away with leaves still there, which no entry names any more."""
-    made = run(DESIGN, script(PAGES_16))
-    reverse_forget_mmu(made.state, 1)
-    assert int(made.state.mmus[1, M_BROKEN]) == 1
-    assert reverse_unmap(made.state, U64(DATA), U64(DATA + PAGE), True) == 17
-    assert shadow_leaves(made.state) == []
-    assert int(made.state.mmus[1, M_BROKEN]) == 0
-    assert count(made, "fallbacks_mmu") == 1
     check_reverse_table(made.state)
 
 

@@ -222,7 +222,9 @@ WRONG = [
     (MACHINE + "hold 0x41000000 4k x", 6, "x", "a number of faults"),
     ("start base\ngap 3 r 0x0", 2, "gap", "two vCPUs"),
     ("vcpus 2\nstart base\ngap 0 r 0x0", 3, "0 r", "above 0"),
-    ("vcpus 2\nstart base\ngap 3 q 0x0", 3, "3 q", "r, w or x"),
+    ("vcpus 2\nstart base\ngap 3 q 0x0", 3, "3 q", "r, w, x or punch"),
+    ("start base\ngap 3 punch 0x41000000", 2, "punch", "a size"),
+    ("vcpus 2\nstart base\ngap 3 r 0x0 4k", 3, "4k", "nothing after the VA"),
     ("vcpus 2\nstart base\ngap 3 x 0x2", 3, "0x2", "aligned to 4"),
     (MACHINE + "race 0x41000001 4k", 6, "0x41000001", "aligned"),
     (MACHINE + "vm 2", 6, "2", "0 or 1"),
@@ -397,8 +399,8 @@ def test_a_line_happens_on_the_vcpu_that_the_script_speaks_to() -> None:
 
 def test_the_host_at_work_between_faults_is_written_back() -> None:
     script = (
-        MACHINE + "codeat 0x20000\ngap 3 w 0x80000000\nvncr w 0x41003000\nvncr r 0xffffff8000003000\n"
-        "tlbi2 vaa 0x3\nrelease\n"
+        MACHINE + "codeat 0x20000\ngap 3 w 0x80000000\ngap 2 punch 0x41000000 4K\n"
+        "vncr w 0x41003000\nvncr r 0xffffff8000003000\ntlbi2 vaa 0x3\nrelease\n"
         "hold 0x41000000 8k\nhold 0x41000000 8k 3 atomic\nrace 0x41000000 4k\ns1 tcr_el2=1 sctlr_el2=1\n"
     )
     scenario = parse_scenario(script, "host")

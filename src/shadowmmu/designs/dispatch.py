@@ -243,6 +243,21 @@ def design_forget_mmu(s: State, mmu: int) -> None:
 
 
 @inline
+def forgets_first(s: State) -> bool:
+    """Whether the record forgets leaves that L1 invalidates before they go (``design_forget``)."""
+    design = I64(s.regs[R_DESIGN])
+    return design in (
+        REVERSE_TABLE,
+        PTE_CHAINS,
+        PA_KEYED,
+        SPANNING,
+        SPANNING_V2,
+        PER_VM_TREE,
+        MAPLE_2025,
+    ) or (design >= OWN)
+
+
+@inline
 def design_wipe(s: State, mmu: int) -> None:
     """Unmap a whole shadow MMU that was just forgotten."""
     if I64(s.regs[R_DESIGN]) == SWEEP_VMALLS12:

@@ -189,9 +189,10 @@ def pa_apply_run(s: State, start: Word, end: Word, may_block: bool, action: int)
 def pa_apply(s: State, may_block: bool, action: int) -> int:
     """Act on what leads to the output addresses L0 left. O(runs x log entries + leaves), or the whole VM."""
     if outputs_overflow(s):
+        changed = fall_back_to_vm(s, may_block, action)
         if action == UNMAP:
             pa_init(s)
-        return fall_back_to_vm(s, may_block, action)
+        return changed
     begin_visits(s)
     tree_lock(s)
     changed = 0

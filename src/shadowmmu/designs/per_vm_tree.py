@@ -174,20 +174,22 @@ def per_vm_take_mmu(s: State, mmu: int, may_block: bool, action: int) -> int:
     """The fallback: act on the whole MMU; an unmap takes it off the record."""
     s.count[FALLBACK_MMU] += 1
     note_visit(s, mmu)
-    if action == UNMAP:
+    changed = act_on_whole_mmu(s, mmu, may_block, action)
+    if action == UNMAP:  # after it: meanwhile another notifier may get the lock
         take_off(s, mmu, ZERO, END, True)
-    return act_on_whole_mmu(s, mmu, may_block, action)
+    return changed
 
 
 @kernel
 def per_vm_take_vm(s: State, may_block: bool, action: int) -> int:
     """The last fallback: act on every MMU; an unmap starts the record again."""
+    changed = fall_back_to_vm(s, may_block, action)
     if action == UNMAP:
         maple_destroy(s.rmap, s.count, s.mmus[CANONICAL, M_MAP])
         for mmu in range(1, shadow_mmus(s) + 1):
             maple_destroy(s.rmap, s.count, s.mmus[mmu, M_DIRECT])
             s.mmus[mmu, M_BROKEN] = ZERO
-    return fall_back_to_vm(s, may_block, action)
+    return changed
 
 
 @kernel

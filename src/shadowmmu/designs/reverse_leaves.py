@@ -49,7 +49,7 @@ SIZE_SHIFT: Final = U64(61)
 SIZE_BITS: Final = U64(7 << 61)
 SMALLEST: Final = U64(3)
 LARGEST: Final = U64(6)
-"""64 words, eight cache lines to look through; a full leaf is 63 bytes for each of the 65 that call for it."""
+"""64 words, eight cache lines to look through; a full leaf has 63 bytes for each of the 65 that need it."""
 MOST_ALIASED: Final = U64((1 << 25) - (1 << 14))
 """A page of a leaf with so many entries gets no more aliases; each of its pages still has room for one."""
 

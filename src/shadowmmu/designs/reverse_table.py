@@ -40,10 +40,11 @@ that it fills, are unlinked under the same lock: an item by compare-and-swap to 
 that item but to freeze it (then it goes from the leaf that takes its place); of a chain that needs the word
 locked by a bit; and an empty node has to stay until someone holds the lock for write (here it goes at once).
 Everything that frees nodes, sorts a small leaf or clears words in passing (unmap, TLBI, wipe) holds mmu_lock
-for write, so it excludes fills, and needs no lock of its own. The generation changes under it too. A wipe
-that gives the lock away before it is done leaves the MMU broken meanwhile, so a notifier that comes between
-takes it whole. An unmap does not give way in the middle of a range. Every order in which the steps of fills
-can fall is tried in ``verify/parallel_fills.py``, on small leaves.
+for write, so it excludes fills, and needs no lock of its own. The generation changes under it too. Where a
+wipe or a TLBI of a large range gives the lock away with leaves still there that no record knows any more, L0
+has to remember what is left of the range, and a notifier that comes between takes that whole
+(``kvm/shadows.py``). An unmap does not give way in the middle of a range. Every order in which the steps of
+fills can fall is tried in ``verify/parallel_fills.py``, on small leaves.
 """
 
 from __future__ import annotations
@@ -251,13 +252,11 @@ def reverse_forget(s: State, mmu: int, start: Word, end: Word) -> None:
 def reverse_forget_mmu(s: State, mmu: int) -> None:
     """A shadow MMU is about to be wiped: its entries are stale from now on. O(1).
 
-    Until ``reverse_settle`` it counts as broken: the wipe may give mmu_lock away with leaves still there.
-    Once in 65,000 times the numbers run out: O(entries) then.
+    If broken, it stays so until ``reverse_settle``. Once in 65,000 times the numbers run out: O(entries).
     """
     s.rmap[RT_STALE] += s.mmus[mmu, M_RECORDED]
     s.mmus[mmu, M_RECORDED] = ZERO
     next_generation(s, mmu)
-    set_broken(s, mmu, ONE)
     if s.rmap[RT_GENERATION] == GENERATION:
         renumber(s)
 

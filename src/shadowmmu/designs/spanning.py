@@ -152,9 +152,10 @@ def spanning_forget_mmu(s: State, mmu: int) -> None:
 def take_whole(s: State, mmu: int, may_block: bool, action: int) -> int:
     """The fallback: act on the whole MMU; an unmap starts its record again."""
     s.count[FALLBACK_MMU] += 1
-    if action == UNMAP:
+    changed = act_on_whole_mmu(s, mmu, may_block, action)
+    if action == UNMAP:  # after it: meanwhile another notifier may get the lock
         spanning_forget_mmu(s, mmu)
-    return act_on_whole_mmu(s, mmu, may_block, action)
+    return changed
 
 
 @kernel

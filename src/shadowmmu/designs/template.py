@@ -138,9 +138,10 @@ def act_on_mmu(s: State, mmu: int, start: Word, end: Word, may_block: bool, acti
     """One MMU's part of ``act_on_all``; only an unmap takes entries off."""
     if s.mmus[mmu, M_BROKEN] != ZERO:
         s.count[FALLBACK_MMU] += 1
-        if action == UNMAP:
+        changed = act_on_whole_mmu(s, mmu, may_block, action)
+        if action == UNMAP:  # after it: meanwhile another notifier may get the lock
             drop_all(s, mmu)
-        return act_on_whole_mmu(s, mmu, may_block, action)
+        return changed
     changed = 0
     before = ZERO
     node = s.mmus[mmu, M_HEAD]

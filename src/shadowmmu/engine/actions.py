@@ -1,7 +1,7 @@
 """What each kind of event does, one bounded step at a time.
 
 An action returns MORE while its event has steps left (``G_CURSOR`` counts them), else EVENT_DONE, or
-EVENT_STUCK when an access made no progress.
+EVENT_STUCK when an access made no progress; IN_GAP is MORE where the judge may look in between.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from shadowmmu.events.schema import (
     AT,
     COLLAPSE,
     DONTNEED,
+    GAP_TAKES,
     HOST_WRITE,
     HUGEPAGE,
     KHUGEPAGED,
@@ -90,9 +91,11 @@ from shadowmmu.host.layout import (
 from shadowmmu.host.reclaim import plan_pageout, plan_swap
 from shadowmmu.host.remove import plan_dontneed, plan_mmap, plan_munmap, plan_punch
 from shadowmmu.host.tables import region_end, translate
+from shadowmmu.kvm.interleave import host_takes
 from shadowmmu.kvm.layout import IN_L2, V_ELR, V_ESR, V_FAR, V_GAP, V_HCR, V_HPFAR, V_VIRTUAL, V_VTCR, V_VTTBR
 from shadowmmu.kvm.notifier import run_host_plan
-from shadowmmu.kvm.tlbi import finish_wipe, gap_open, handle_tlbi
+from shadowmmu.kvm.shadows import gap_open
+from shadowmmu.kvm.tlbi import finish_unmap, handle_tlbi
 from shadowmmu.kvm.vcpu import put_vcpu, resume_vcpu, vcpu_state
 from shadowmmu.machine.counters import GUEST_ABORTS
 from shadowmmu.machine.log import HVC, observe
@@ -101,6 +104,7 @@ from shadowmmu.machine.state import R_GAP, State
 MORE: Final = 0
 EVENT_DONE: Final = 1
 EVENT_STUCK: Final = 2
+IN_GAP: Final = 3
 
 HCR_VM: Final = HCR_EL2.mask("VM")
 TCR2_ENABLED: Final = HCRX_EL2.mask("TCR2En")
@@ -252,14 +256,22 @@ def execute_at(s: State, vcpu: int, op: Words) -> int:
 
 @inline
 def execute_tlbi(s: State, vcpu: int, op: Words) -> int:
-    """L1 executes a TLBI; one that gave the lock away to another vCPU goes on in a second step."""
-    if s.regs[G_CURSOR] == ZERO:
+    """L1 executes a TLBI; one that gave the lock away to a vCPU or the host goes on in further steps."""
+    step = s.regs[G_CURSOR]
+    s.regs[G_CURSOR] += ONE
+    if step == ZERO:
         handle_tlbi(s, vcpu, I64(op[A]), op[B])
-        s.regs[G_CURSOR] = ONE
         s.regs[R_GAP] = ZERO  # a sweep too short for it has no such gap
         return MORE if gap_open(s) else EVENT_DONE
-    outcome = touch_in_gap(s, vcpu)
-    finish_wipe(s)
+    outcome = DONE
+    gap = s.vcpus[len(s.vcpus) - 1, V_GAP : V_GAP + 3]
+    if I64(gap[1]) != GAP_TAKES:
+        outcome = touch_in_gap(s, vcpu)
+    elif step == ONE:
+        start = host_address(gap[0])
+        host_takes(s, start, start + gap[2])
+        return IN_GAP
+    finish_unmap(s)
     return EVENT_STUCK if outcome == STUCK else EVENT_DONE
 
 

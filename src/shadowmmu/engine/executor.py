@@ -18,6 +18,7 @@ from shadowmmu.engine.observe import DirtyLog, Dump, dirty_pages, dump_tables
 from shadowmmu.engine.setup import Machine, build_state
 from shadowmmu.engine.step import (
     FINISHED,
+    INSIDE,
     NEEDS_FRAMES,
     NEEDS_GRAVES,
     NEEDS_HOST,
@@ -62,16 +63,22 @@ class Executor:
         """Index of the next event."""
         return int(self.state.regs[R_EVENT])
 
-    def run(self, stop: int | None = None, after_event: AfterEvent | None = None) -> None:
+    def run(
+        self,
+        stop: int | None = None,
+        after_event: AfterEvent | None = None,
+        in_gap: AfterEvent | None = None,
+    ) -> None:
         """Execute up to event ``stop`` (default: all).
 
-        ``after_event`` is called after every single event. Raises UndeterminedError when an access makes
-        no progress, MemoryError when the machine has no room; the state is then that before the step.
+        ``after_event`` is called after every single event, ``in_gap`` where the host took pages in the
+        middle of one (``gap``), which is then the next one still. Raises UndeterminedError when an access
+        makes no progress, MemoryError when the machine has no room; the state is then that before the step.
         """
         last = len(self._kinds) if stop is None else min(stop, len(self._kinds))
         while self.position < last:
             until = self.position + 1 if after_event else last
-            self._advance(until)
+            self._advance(until, in_gap)
             if after_event:
                 after_event(self)
         if not self.scenario.events.size or last == len(self._kinds):
@@ -90,7 +97,7 @@ class Executor:
         twin.seconds = 0.0
         return twin
 
-    def _advance(self, until: int) -> None:
+    def _advance(self, until: int, in_gap: AfterEvent | None) -> None:
         while self.position < until:
             started = time.perf_counter()
             reason = run_events(self.state, self._kinds, self._operands, self.position, until)
@@ -99,6 +106,9 @@ class Executor:
                 return
             if reason == OBSERVE:
                 self._observe(self.position - 1)
+            elif reason == INSIDE:
+                if in_gap:
+                    in_gap(self)
             elif reason == STOPPED:
                 raise UndeterminedError(self._no_progress())
             else:

@@ -12,6 +12,7 @@ from shadowmmu.compiled import I64, U64, Words, inline, kernel
 from shadowmmu.engine.actions import (
     EVENT_DONE,
     EVENT_STUCK,
+    IN_GAP,
     MORE,
     command_l1,
     guest_action,
@@ -73,6 +74,8 @@ NEEDS_LOG: Final = 4
 NEEDS_GRAVES: Final = 5
 OBSERVE: Final = 6
 STOPPED: Final = 7
+INSIDE: Final = 9
+"""In the middle of an event, where the judge may look."""
 OUT_OF_PHYSICAL: Final = 8
 """The modelled machine has no data page left below its output size; data pages are never used twice."""
 
@@ -165,6 +168,8 @@ def run_events(s: State, kinds: Words, operands: Words, start: int, stop: int) -
             outcome = mark_idle(s, operands[i])
         if outcome == MORE:
             continue
+        if outcome == IN_GAP:
+            return INSIDE
         s.regs[G_CURSOR] = ZERO
         if outcome == EVENT_STUCK:
             return STOPPED

@@ -64,7 +64,7 @@ _LIST = (
     Command("hold", "hold CIPA SIZE [FAULTS [atomic]]", 2, 4, "after", schema.HOLD),
     Command("release", "release", 0, 0, "after", schema.RELEASE),
     Command("race", "race CIPA SIZE", 2, 2, "after", schema.RACE),
-    Command("gap", "gap CHUNKS r|w|x VA", 3, 3, "after", schema.GAP),
+    Command("gap", "gap CHUNKS r|w|x VA|punch CIPA SIZE", 3, 4, "after", schema.GAP),
     Command("nop", "nop", 0, 0, "after", schema.NOP),
     _host("dontneed", schema.DONTNEED),
     _host("munmap", schema.MUNMAP),

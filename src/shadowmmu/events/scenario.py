@@ -358,12 +358,20 @@ def _tlbi_el2(reader: _Reader, command: Command, words: list[str], given: int) -
 
 
 def _gap(reader: _Reader, command: Command, words: list[str], given: int) -> None:
+    chunks = number(words[0], "a number of chunks")
+    if not chunks or words[1] not in (*_OPERATIONS, "punch"):
+        raise WordError(" ".join(words[:2]), "a number of chunks above 0, then r, w, x or punch")
+    if words[1] == "punch":
+        if given < 4:
+            raise WordError(words[1], "a canonical IPA and a size after punch")
+        canonical_ipa, size = reader.canonical_range(words[2], words[3])
+        reader.add(schema.GAP, chunks, canonical_ipa, schema.GAP_TAKES, size)
+        return
+    if given > 3:
+        raise WordError(words[3], "nothing after the VA")
     if reader.vcpus < 2:
         raise WordError(command.name, "two vCPUs: one executes the TLBI")
-    chunks = number(words[0], "a number of chunks")
-    operation = _OPERATIONS.get(words[1])
-    if operation is None or not chunks:
-        raise WordError(" ".join(words[:2]), "a number of chunks above 0, then r, w or x")
+    operation = _OPERATIONS[words[1]]
     va = number(words[2], "a VA")
     if va % _ALIGNMENT[operation]:
         raise WordError(words[2], f"a VA aligned to {_ALIGNMENT[operation]}")

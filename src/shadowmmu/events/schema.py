@@ -86,6 +86,8 @@ HOLD = 72
 RELEASE = 73
 RACE = 74
 GAP = 75
+GAP_TAKES = 3
+"""Operation of GAP: no access of L2, the host takes pages."""
 
 READ = 0
 WRITE = 1
@@ -325,8 +327,13 @@ KINDS: tuple[KindSpec, ...] = (
     KindSpec(
         GAP,
         "GAP",
-        "L2 on the last vCPU accesses a place while the next TLBI of a whole VMID has given mmu_lock away",
-        ("chunks before it", "va", "operation: 0 read, 1 write, 2 execute", "nested_ipa of L2's code page"),
+        "what gets in while the next TLBI has given mmu_lock away: L2 on the last vCPU, or the host",
+        (
+            "chunks before it",
+            "va, or canonical_ipa that the host takes",
+            "operation: 0 read, 1 write, 2 execute, 3 the host takes pages",
+            "nested_ipa of L2's code page, or bytes",
+        ),
     ),
 )
 

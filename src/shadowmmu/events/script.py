@@ -46,7 +46,9 @@ _INTERLEAVED: dict[int, Callable[[int, int, int, int], str]] = {
     schema.VNCR: lambda a, b, c, d: f"vncr {'rw'[b]} {a:#x}",
     schema.TLBI_EL2: lambda a, b, c, d: f"tlbi2 {EL2_SCOPES[a]} {b:#x}",
     schema.HOLD: lambda a, b, c, d: f"hold {a:#x} {size_word(b)} {c}{' atomic' if d else ''}",
-    schema.GAP: lambda a, b, c, d: f"gap {a} {'rwx'[c]} {b:#x}",
+    schema.GAP: lambda a, b, c, d: (
+        f"gap {a} punch {b:#x} {size_word(d)}" if c == schema.GAP_TAKES else f"gap {a} {'rwx'[c]} {b:#x}"
+    ),
     schema.RACE: lambda a, b, c, d: f"race {a:#x} {size_word(b)}",
 }
 
@@ -132,7 +134,8 @@ def write_script(scenario: Scenario) -> str:
         if vcpu != on:
             on = vcpu
             lines.append(f"vcpu {on}")
-        wanted = {schema.TOUCH: e, schema.ENTER: a, schema.VNCR: c, schema.GAP: d}.get(kind, code)
+        accesses = d if c != schema.GAP_TAKES else code
+        wanted = {schema.TOUCH: e, schema.ENTER: a, schema.VNCR: c, schema.GAP: accesses}.get(kind, code)
         if wanted != code:
             code = wanted
             lines.append(f"codeat {code:#x}")

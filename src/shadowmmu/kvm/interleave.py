@@ -81,6 +81,12 @@ def host_interferes(s: State, vcpu: int) -> None:
         return
     s.vcpus[vcpu, V_RACE_START] = ZERO
     s.vcpus[vcpu, V_RACE_END] = ZERO
-    steps = plan_punch(s, start, end - start)
+    host_takes(s, start, end)
+
+
+@kernel
+def host_takes(s: State, hva_start: Word, hva_end: Word) -> None:
+    """A whole invalidation of [hva_start, hva_end), while something else is under way."""
+    steps = plan_punch(s, hva_start, hva_end - hva_start)
     if steps > 0:
         run_host_plan(s, steps)

@@ -36,6 +36,8 @@ K_HOLD_END: Final = R_KVM + 18
 """Host addresses of the invalidation that a scenario keeps between its start and its end; both 0: none."""
 K_HOLD_LEFT: Final = R_KVM + 19
 """Faults that must still bounce before it ends; 0: it ends when the scenario says so."""
+K_GAP_END: Final = R_KVM + 21
+"""Where the unmap that may be broken off (``R_GAP_MMU``) ends."""
 K_ARCHITECTURE: Final = R_GUEST - 1
 """One bit for each difference (``kvm.differences``) in which L0 does as the architecture asks."""
 

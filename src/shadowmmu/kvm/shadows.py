@@ -8,14 +8,15 @@ was mapped; an entry that is not there has no leaf either.
 
 from __future__ import annotations
 
-from shadowmmu.compiled import Word, inline, kernel
-from shadowmmu.designs.dispatch import design_apply
+from shadowmmu.compiled import I64, U64, Word, inline, kernel
+from shadowmmu.designs.actions import act_on_range
+from shadowmmu.designs.dispatch import design_apply, forgets_first
 from shadowmmu.designs.outputs import add_output, clear_outputs, outputs_overflow, wants_outputs
 from shadowmmu.host.tables import translate
-from shadowmmu.kvm.layout import ONE, ZERO
+from shadowmmu.kvm.layout import K_GAP_END, ONE, ZERO
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, slot_hva
 from shadowmmu.machine.counters import LOOKUPS
-from shadowmmu.machine.state import R_PAGE_SHIFT, R_PRECISE_UPDATES, State
+from shadowmmu.machine.state import R_GAP_IPA, R_GAP_MMU, R_PAGE_SHIFT, R_PRECISE_UPDATES, State
 
 
 @inline
@@ -46,9 +47,36 @@ def note_outputs(s: State, start: Word, end: Word) -> None:
         ipa += size
 
 
+@inline
+def gap_open(s: State) -> bool:
+    """Whether an unmap that L1 asked for gave the lock away, for someone else to get in."""
+    return s.regs[R_GAP_IPA] != ZERO
+
+
+@inline
+def awaits_unmap(s: State, mmu: int, nested_ipa: Word) -> bool:
+    """Whether that unmap has yet to come to ``nested_ipa``."""
+    if not gap_open(s) or U64(mmu) != s.regs[R_GAP_MMU]:
+        return False
+    return bool(nested_ipa >= s.regs[R_GAP_IPA] and nested_ipa < s.regs[K_GAP_END])
+
+
+@kernel
+def update_unfinished(s: State, may_block: bool, action: int) -> int:
+    """Act on all that L1's unmap has yet to take, since no record knows of it any more.
+
+    A design forgets before the leaves go, under the same lock; where that is given away in between, a
+    notifier must not trust the record. A kernel would keep the rest of the range with the MMU.
+    """
+    if not gap_open(s) or not forgets_first(s):
+        return 0
+    return act_on_range(s, I64(s.regs[R_GAP_MMU]), s.regs[R_GAP_IPA], s.regs[K_GAP_END], may_block, action)
+
+
 @kernel
 def update_shadows(s: State, start: Word, end: Word, may_block: bool, cause: int, action: int) -> int:
     """Unmap, age or protect what maps canonical [start, end) in any shadow; how many leaves changed."""
     if wants_outputs(s):
         note_outputs(s, start, end)
-    return design_apply(s, start, end, may_block, cause, action)
+    changed = design_apply(s, start, end, may_block, cause, action)
+    return changed + update_unfinished(s, may_block, action)

@@ -18,8 +18,9 @@ from shadowmmu.designs.dispatch import design_forget
 from shadowmmu.designs.interface import CAUSE_INVALIDATED
 from shadowmmu.kvm.differences import TLBI_BEYOND_LIMIT, as_architecture
 from shadowmmu.kvm.granule import guest_page_shift
-from shadowmmu.kvm.layout import ONE, V_VTTBR, ZERO
+from shadowmmu.kvm.layout import K_GAP_END, ONE, V_VTTBR, ZERO
 from shadowmmu.kvm.pool import VMID_SHIFT, wipe_shadow
+from shadowmmu.kvm.shadows import gap_open
 from shadowmmu.kvm.vncr import invalidate_vncr_ipa_all
 from shadowmmu.machine.calls import mmu_lock_write, mmu_unlock_write
 from shadowmmu.machine.counters import CHUNKS, CHUNKS_SHADOW, TLBI_STAGE1, TLBIS_TRAPPED
@@ -118,6 +119,21 @@ def ipas2_size(s: State, mmu: int, operand: Word) -> Word:
     return size if size != ZERO else widest_size(page_shift)
 
 
+@inline
+def watch_gap(s: State, mmu: int, end: Word) -> None:
+    """An unmap of ``mmu`` up to ``end`` begins: it may be broken off, unless another was."""
+    if not gap_open(s):
+        s.regs[R_GAP_MMU] = U64(mmu)
+        s.regs[K_GAP_END] = end
+
+
+@inline
+def pass_gap(s: State) -> None:
+    """That unmap is over, or broken off."""
+    if not gap_open(s):
+        s.regs[R_GAP_MMU] = ZERO
+
+
 @kernel
 def unmap_for_guest(s: State, mmu: int, start: Word, size: Word) -> None:
     """Unmap nested [start, start + size) at L1's request.
@@ -140,8 +156,10 @@ def unmap_for_guest(s: State, mmu: int, start: Word, size: Word) -> None:
         return
     if size & ((ONE << s.regs[R_PAGE_SHIFT]) - ONE) != ZERO:
         observe(s, ERROR, start, size, U64(mmu), ZERO, ZERO)
+    watch_gap(s, mmu, start + size)
     design_forget(s, mmu, start, start + size, CAUSE_INVALIDATED)
     unmap_range(s, mmu, start, start + size, True)
+    pass_gap(s)
 
 
 @kernel
@@ -163,32 +181,25 @@ def tlbi_by_range(s: State, vcpu: int, operand: Word) -> None:
             unmap_for_guest(s, mmu, wanted.start, wanted.size if wanted.size < room else room)
 
 
-@inline
-def gap_open(s: State) -> bool:
-    """Whether a wipe was broken off for another vCPU to get in."""
-    return s.regs[R_GAP_IPA] != ZERO
-
-
 @kernel
 def wipe_with_gap(s: State, mmu: int) -> None:
     """Wipe a shadow MMU for a TLBI; it is broken off where the scenario said so, the first time."""
-    if not gap_open(s):
-        s.regs[R_GAP_MMU] = U64(mmu)
+    watch_gap(s, mmu, input_size(s, mmu))
     wipe_shadow(s, mmu)
-    if not gap_open(s):
-        s.regs[R_GAP_MMU] = ZERO
+    pass_gap(s)
 
 
 @kernel
-def finish_wipe(s: State) -> None:
-    """The lock is back: wipe the rest. What was filled there in the meantime is forgotten first."""
+def finish_unmap(s: State) -> None:
+    """The lock is back: unmap the rest. What was filled there in the meantime is forgotten first."""
     mmu = I64(s.regs[R_GAP_MMU])
     start = s.regs[R_GAP_IPA]
+    end = s.regs[K_GAP_END]
     s.regs[R_GAP_MMU] = ZERO
     s.regs[R_GAP_IPA] = ZERO
     mmu_lock_write(s)
-    design_forget(s, mmu, start, input_size(s, mmu), CAUSE_INVALIDATED)
-    unmap_range(s, mmu, start, input_size(s, mmu), True)
+    design_forget(s, mmu, start, end, CAUSE_INVALIDATED)
+    unmap_range(s, mmu, start, end, True)
     mmu_unlock_write(s)
 
 

@@ -100,6 +100,7 @@ def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> 
     judge = Judge()
     peaks = Peaks()
     points = set(judge_points(executor, mode))
+    in_gap = judge.look_inside if mode == "always" else None
     start = first_unmap(scenario)
     whole, unmapping = 0.0, 0.0
     before = empty_counters()
@@ -110,7 +111,7 @@ def run_judged(scenario: Scenario, design: str, machine: Machine, mode: str) -> 
             before = executor.state.count.copy()
             if peaks.leaves <= MOST_TIMED:
                 whole, unmapping = time_rest(executor.fork())
-        executor.run(event + 1)
+        executor.run(event + 1, in_gap=in_gap)
         if event in points:
             judge.look(executor, event)
     executor.run()

@@ -38,8 +38,9 @@ def execute(source: ScenarioSource, design: str, machine: Machine, judge_mode: s
     machine = replace(machine, granule=scenario.granule)
     executor = Executor(scenario, design, machine)
     judge = Judge()
+    in_gap = judge.look_inside if judge_mode == "always" else None
     for event in judge_points(executor, judge_mode):
-        executor.run(event + 1)
+        executor.run(event + 1, in_gap=in_gap)
         judge.look(executor, event)
     executor.run()
     return executor, judge

@@ -39,7 +39,7 @@ R_CAUSE_START: Final = 17
 R_CAUSE_END: Final = 18
 R_PRECISE_UPDATES: Final = 19
 R_GAP: Final = 20
-"""How many more times a sweep gives the lock away before another vCPU gets in; 0: none will."""
+"""How many more times a sweep gives the lock away before someone else gets in; 0: nobody will."""
 R_GAP_MMU: Final = 21
 """The MMU whose sweep may be broken off there; 0: none."""
 R_GAP_IPA: Final = 22

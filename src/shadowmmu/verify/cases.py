@@ -235,6 +235,28 @@ _PLACED: Final = (
         ),
     ),
     Case(
+        "host-in-a-wipe",
+        "a TLBI of the whole VMID gives mmu_lock away, and the host takes a page that it has yet to reach",
+        _start(
+            "base",
+            "map 0x80000000 0x41000000 16k 3 rw\ntouch w 0x80000000 4096 4",
+            "gap 1 punch 0x41001000 4k\ntlbi 4\ntouch r 0x80000000 4096 4\ndontneed 0x41002000 4k",
+        ),
+        exact=False,
+    ),
+    Case(
+        "host-in-a-range-tlbi",
+        "the same in a TLBI of a range of four gigabytes",
+        _start(
+            "base",
+            "map 0x80000000 0x41000000 16k 3 rw\nmap 0x100000000 0x41004000 16k 3 rw",
+            "touch w 0x80000000 4096 4\ntouch w 0x100000000 4096 4",
+            f"gap 1 punch 0x41004000 4k\n{tlbi_range(NESTED, 15, 3)}",
+            "touch r 0x100000000 4096 4\ndontneed 0x41005000 4k",
+        ),
+        exact=False,
+    ),
+    Case(
         "one-gigabyte-leaf",
         "L1 maps by 1G, the shadow by 2M and 4K",
         "mem 1280M\n"

@@ -161,7 +161,7 @@ def run_case(design: str, case: Case, judge: Judge | None = None) -> CaseResult:
                 broken.append(f"{error} (after {scenario.where(event)})")
 
     try:
-        executor.run(after_event=after_event)
+        executor.run(after_event=after_event, in_gap=judge.look_inside)
     except UndeterminedError as error:
         broken.append(f"A14: {error}")
     count = executor.state.count

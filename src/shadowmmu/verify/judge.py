@@ -107,6 +107,10 @@ class Judge:
         self._note(executor, event, survivor(executor, event))
         self._note_vncr(executor, event)
 
+    def look_inside(self, executor: Executor) -> None:
+        """``look`` in the middle of the event that is under way: what the host took just now is gone."""
+        self.look(executor, executor.position)
+
     def _note_vncr(self, executor: Executor, event: int) -> None:
         stale = judge_vncr(executor.state)
         if stale.vcpu != NO_VCPU and STALE_VNCR not in self.found:

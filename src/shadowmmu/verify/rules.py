@@ -26,6 +26,7 @@ from shadowmmu.designs.interface import PA_KEYED, PTE_CHAINS, REVERSE_TABLE
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.granule import guest_regime
 from shadowmmu.kvm.layout import S_BASE, S_SIZE
+from shadowmmu.kvm.shadows import awaits_unmap
 from shadowmmu.kvm.slots import NO_SLOT, find_slot, slot_hva
 from shadowmmu.kvm.tlbi import (
     ALLE1IS,
@@ -169,7 +170,7 @@ def leaf_rule(
     if checks & (1 << WRONG_TAG) != 0:
         if shown != tag or (not pending and enabled != (tag != ZERO)):
             return WRONG_TAG
-    if checks & (1 << NOT_COVERED) != 0:
+    if checks & (1 << NOT_COVERED) != 0 and not awaits_unmap(s, mmu, nested_ipa):
         if not design_covers(s, mmu, canonical_ipa, nested_ipa, size, level, word):
             return NOT_COVERED
     return HOLDS

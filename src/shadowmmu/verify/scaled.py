@@ -109,6 +109,8 @@ class _Scale:
                 return self.tlbi(words[1], values[2])
             case [name] if name in _HOST:
                 return self.host(words)
+            case ["gap"] if words[2] == "punch":
+                return f"gap {words[1]} {self.host(words[2:])}"
         return text
 
 

@@ -112,7 +112,7 @@ class Trial:
                 each(running)
 
         try:
-            self.executor.run(stop, after_event=look)
+            self.executor.run(stop, after_event=look, in_gap=self.judge.look_inside)
         except UndeterminedError as error:
             self.stuck = str(error)
         return self

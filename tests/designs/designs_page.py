@@ -39,13 +39,13 @@ each fallback is counted. A record that finds no memory either marks its MMU bro
 it whole, or allocates before the fill and lets the access fault again.
 
 mmu_lock is given away between the chunks of a sweep, and three things follow for every record. (1) Where L1
-invalidates a range, the record forgets before the leaves go; a notifier that gets in between finds nothing, and
-the page would stay mapped after its host has it back. So L0 keeps what is left of the range, here once for all
-designs, and a notifier takes that too (`gap ... punch` in a scenario shows it; without it seven of these are
-refuted, `reverse_table` among them). (2) Fills that get in are recorded, and forgotten with the rest when the
-unmap goes on. (3) A fallback of a notifier forgets *after* its sweep: no fill gets in while an invalidation is
-under way, and another notifier must still find the MMU broken. Of the series on the list, no text that we have
-says how they do this.
+invalidates a range, the record forgets before the leaves go; a notifier that gets in between finds nothing,
+and the page would stay mapped after its host has it back. So L0 keeps what is left of the range, here once
+for all designs, and a notifier takes that too (`gap ... punch` in a scenario shows it; without it seven of
+these are refuted, `reverse_table` among them). (2) Fills that get in are recorded, and forgotten with the
+rest when the unmap goes on. (3) A fallback of a notifier forgets *after* its sweep: no fill gets in while
+an invalidation is under way, and another notifier must still find the MMU broken. Of the series on the
+list, no text that we have says how they do this.
 
 ## Measured
 

@@ -228,3 +228,7 @@ def test_a_table_takes_the_mean_of_seeds() -> None:
     made = pivot(rows, grid.tables[0])
     assert made.cells == [[0.5]]
     assert made.samples == 2
+    assert made.basis == "means of 2 runs"
+    lone = {**rows[0], "design": "spanning"}
+    assert pivot([*rows, lone], grid.tables[0]).basis == "means of 1 to 2 runs"
+    assert pivot([lone], grid.tables[0]).basis == ""

@@ -110,6 +110,16 @@ def test_a_sweep_whose_points_are_all_refused_is_code_4(
         assert "every point was refused" in told
 
 
+@pytest.mark.parametrize("words", [["--value", "hue"], ["--along", "hue"], ["--where", "hue=1"]])
+def test_what_to_show_is_checked_before_anything_is_run(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert ended(["sweep", *TINY, *DESIGNS, "--store", str(store), *words]) == cli.BAD_INPUT
+    assert "'hue', expected one of" in capsys.readouterr().err
+    assert not store.exists()
+
+
 def test_no_store_is_code_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("duckdb", reason="stores need the extra `lab`")
     assert ended(["sweep", "--show", str(tmp_path / "none")]) == cli.BAD_INPUT

@@ -77,6 +77,7 @@ def sweep(show: Path | None, store: Path, report: Path | None, **asked: Any) -> 
     outcome = None
     if show is None:
         assert grid is not None
+        _check_view(grid, asked)
         outcome = _run(grid, Store(store), asked)
         if len(outcome.failed) == outcome.points:
             raise InputError("every point was refused, expected some that machine and workload take")
@@ -115,6 +116,19 @@ def _grid(asked: dict[str, Any], showing: bool) -> Grid | None:
         axes[name] = [axis.read(value.strip()) for value in values.split(",")]
     points = sweep_points(workload.name, asked["designs"], axes, asked["judge"] or "never")
     return Grid(f"sweep of {workload.name}", points)
+
+
+def _check_view(grid: Grid, asked: dict[str, Any]) -> None:
+    """Refuse to show a quantity or an axis that there is not, before anything is run. Raises InputError."""
+    from shadowmmu.lab.sweep_metrics import AXES, quantity_of
+
+    for key in asked["values"]:
+        quantity_of(key)
+    known = list(AXES)
+    known += sorted({name for point in grid.points for name, _ in point.values}.difference(known))
+    for name in (asked["along"], *(text.partition("=")[0] for text in asked["where"])):
+        if name and name not in known:
+            raise InputError(f"read axis '{name}', expected one of {', '.join(known)}")
 
 
 def _run(grid: Grid, store: Any, asked: dict[str, Any]) -> SweepOutcome:

@@ -73,6 +73,7 @@ def test_show_draws_tables_json_markdown_and_curves(
         (["compare", "mid-block", "--workload", "ksm"], "expected one kind"),
         (["costs", "--sensitivity", "--designs", "hue"], "read design 'hue'"),
         (["costs", "--factor", "1"], "--factor"),
+        (["sweep", "--leaves", "40", "--axis", "leaves=80"], "read axis leaves twice"),
     ],
 )
 def test_bad_questions_about_sweeps_are_code_4(
@@ -96,6 +97,27 @@ def test_bad_questions_about_a_store_are_code_4(
 ) -> None:
     assert ended(["sweep", "--show", str(kept), *words]) == cli.BAD_INPUT
     assert told in capsys.readouterr().err
+
+
+def test_a_sweep_whose_points_are_all_refused_is_code_4(
+    kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for store in (kept, tmp_path):
+        words = ["sweep", *TINY, *DESIGNS, "--axis", "seed=-1", "--jobs", "1", "--store", str(store)]
+        assert ended(words) == cli.BAD_INPUT
+        told = capsys.readouterr().err
+        assert "read seed -1, expected 0 or more" in told
+        assert "every point was refused" in told
+
+
+@pytest.mark.parametrize("words", [["--value", "hue"], ["--along", "hue"], ["--where", "hue=1"]])
+def test_what_to_show_is_checked_before_anything_is_run(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert ended(["sweep", *TINY, *DESIGNS, "--store", str(store), *words]) == cli.BAD_INPUT
+    assert "'hue', expected one of" in capsys.readouterr().err
+    assert not store.exists()
 
 
 def test_no_store_is_code_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,19 @@ def end_progress(quiet: bool) -> None:
         sys.stderr.write("\r\x1b[K")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """The verbs; a reader that leaves early ends them as it ends other programs."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb: here, since click itself makes a closed pipe an exit code of 1, an error of ours."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + 13)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="shadowmmu")
 @click.option("--debug", is_flag=True, help="Show the traceback of an internal error.")
 def cli(debug: bool) -> None:
@@ -418,9 +430,6 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error), UNDETERMINED)
     except MemoryError as error:
         fail(f"not enough memory: {error}" if str(error) else "not enough memory", BAD_INPUT)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()

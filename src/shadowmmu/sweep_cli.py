@@ -67,7 +67,7 @@ def sweep(show: Path | None, store: Path, report: Path | None, **asked: Any) -> 
     Results are kept point by point: a point that is stored is not run again, and a sweep that is stopped goes
     on where it was. Counters are exact and the same on every machine; times are modelled from them.
     """
-    from shadowmmu.cli import BAD_INPUT, HOLDS, UNDETERMINED
+    from shadowmmu.cli import HOLDS, UNDETERMINED
     from shadowmmu.lab.store import Store
     from shadowmmu.report.html import check_writable
 
@@ -77,15 +77,16 @@ def sweep(show: Path | None, store: Path, report: Path | None, **asked: Any) -> 
     outcome = None
     if show is None:
         assert grid is not None
+        _check_view(grid, asked)
         outcome = _run(grid, Store(store), asked)
+        if len(outcome.failed) == outcome.points:
+            raise InputError("every point was refused, expected some that machine and workload take")
     rows = _chosen(Store(show or store).rows(), asked["where"], grid)
     tables = _tables(rows, grid, asked)
     _print(rows, tables, outcome, asked)
     if report is not None:
         _write_page(report, grid, rows, tables)
-    if outcome is None or not outcome.failed:
-        sys.exit(HOLDS)
-    sys.exit(UNDETERMINED if outcome.done or outcome.stored_before else BAD_INPUT)
+    sys.exit(UNDETERMINED if outcome is not None and outcome.failed else HOLDS)
 
 
 def _grid(asked: dict[str, Any], showing: bool) -> Grid | None:
@@ -110,9 +111,24 @@ def _grid(asked: dict[str, Any], showing: bool) -> Grid | None:
         if not equals:
             raise InputError(f"read --axis {text}, expected NAME=V[,V]")
         axis = axis_of(workload, name)
+        if name in axes:
+            raise InputError(f"read axis {name} twice, expected its values in one list")
         axes[name] = [axis.read(value.strip()) for value in values.split(",")]
     points = sweep_points(workload.name, asked["designs"], axes, asked["judge"] or "never")
     return Grid(f"sweep of {workload.name}", points)
+
+
+def _check_view(grid: Grid, asked: dict[str, Any]) -> None:
+    """Refuse to show a quantity or an axis that there is not, before anything is run. Raises InputError."""
+    from shadowmmu.lab.sweep_metrics import AXES, quantity_of
+
+    for key in asked["values"]:
+        quantity_of(key)
+    known = list(AXES)
+    known += sorted({name for point in grid.points for name, _ in point.values}.difference(known))
+    for name in (asked["along"], *(text.partition("=")[0] for text in asked["where"])):
+        if name and name not in known:
+            raise InputError(f"read axis '{name}', expected one of {', '.join(known)}")
 
 
 def _run(grid: Grid, store: Any, asked: dict[str, Any]) -> SweepOutcome:

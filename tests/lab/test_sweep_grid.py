@@ -118,6 +118,14 @@ def test_a_refused_point_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert "the modelled host has no pages of 1G" in told[1]
 
 
+def test_a_store_that_takes_no_more_is_told(store: Store, tmp_path: Path) -> None:
+    row = store.rows()[0]
+    (tmp_path / "taken.parquet").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*: Is a directory"):
+        Store(tmp_path).add({**row, "key": "taken"})
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.parquet"]
+
+
 def test_out_of_memory_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(point: Point) -> Row:
         raise MemoryError("Unable to allocate 8.00 TiB")
@@ -183,7 +191,9 @@ def test_the_tables_of_a_bundled_grid_are_of_its_points(name: str) -> None:
         ("[[sweep]]\nworkload = 'x'", 2, "read workload 'x'"),
         ("[[sweep]]\n[[sweep]]\n\ndesigns = ['x']", 4, "read design 'x'"),
         ("[[sweep]]\naxes = { blocks = [1] }", 2, "read 'blocks' of workload storm"),
-        ("[[sweep]]\n[sweep.axes]\nmmus = 1\nleaves = [1.5]", 4, "read leaves = 1.5, expected int"),
+        ("[[sweep]]\n[sweep.axes]\nmmus = 1\nleaves = [1.5]", 4, "read leaves=1.5, expected a count"),
+        ("[[sweep]]\naxes = { leaves = 1e30 }", 2, "below 2^63"),
+        ("[[sweep]]\naxes = { alias = nan }", 2, "read alias=nan, expected a finite number"),
         ("[[sweep]]\naxes = { leaves = [true] }", 2, "read leaves = True"),
         ("[[sweep]]\naxes = { leaves = [] }", 2, "read no value for leaves"),
         ("[[sweep]]\naxes = 1", 2, "no attribute"),
@@ -218,3 +228,7 @@ def test_a_table_takes_the_mean_of_seeds() -> None:
     made = pivot(rows, grid.tables[0])
     assert made.cells == [[0.5]]
     assert made.samples == 2
+    assert made.basis == "means of 2 runs"
+    lone = {**rows[0], "design": "spanning"}
+    assert pivot([*rows, lone], grid.tables[0]).basis == "means of 1 to 2 runs"
+    assert pivot([lone], grid.tables[0]).basis == ""

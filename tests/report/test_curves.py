@@ -19,7 +19,7 @@ def table(cells: list[list[float | None]], value: str = "modelled_per_notifier")
     spec = TableSpec("Cost of <one> notifier", "leaves", "design", value)
     rows: list[object] = [10**power for power in range(3, 3 + len(cells))]
     columns: list[object] = ["sweep", "spanning", "tree"][: len(cells[0])]
-    return Pivot(spec, quantity_of(value), rows, columns, cells, 2)
+    return Pivot(spec, quantity_of(value), rows, columns, cells, 2, 2)
 
 
 def ticks(svg: str) -> list[str]:

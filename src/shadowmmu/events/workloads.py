@@ -5,6 +5,7 @@ Each is a generator of this room with its parameters, their defaults, and where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -21,6 +22,8 @@ from shadowmmu.machine.granule import DEFAULT_GRANULE
 Value: TypeAlias = int | float | str
 Build: TypeAlias = Callable[..., Scenario]
 
+MOST_COUNT: Final = (1 << 63) - 1
+"""What a column of results holds."""
 SUFFIXES: Final = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 LEAVES_OF: Final = {"4K": ("4K", "2M"), "16K": ("16K", "32M"), "64K": ("64K", "512M")}
 """Page and block of a granule, by the name of each."""
@@ -41,7 +44,8 @@ class Parameter:
                 return text
             return _number(text) if isinstance(self.default, float) else _count(text)
         except ValueError:
-            kind = "a number" if isinstance(self.default, float) else "a count such as 1000, 1e6 or 4K"
+            count = "a count such as 1000, 1e6 or 4K, below 2^63"
+            kind = "a finite number" if isinstance(self.default, float) else count
             raise InputError(f"read {self.name}={text}, expected {kind}") from None
 
 
@@ -75,16 +79,20 @@ class Workload:
 
 
 def _number(text: str) -> float:
-    return float(text)
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _count(text: str) -> int:
     unit = SUFFIXES.get(text[-1:].upper(), 1)
     digits = text[:-1] if unit > 1 else text
     if digits.lower().startswith("0x"):
-        return int(text, 16)
-    value = float(digits) if "e" in digits.lower() or "." in digits else int(digits)
-    if value != int(value):
+        value: float = int(text, 16)
+    else:
+        value = float(digits) if "e" in digits.lower() or "." in digits else int(digits)
+    if not -MOST_COUNT <= value * unit <= MOST_COUNT or value != int(value):
         raise ValueError(text)
     return int(value) * unit
 

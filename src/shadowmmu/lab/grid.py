@@ -61,9 +61,9 @@ def typed(axis: Parameter, value: Any) -> Value:
     if isinstance(value, str):
         return axis.read(value)
     wanted = type(axis.default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or wanted(value) != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or isinstance(axis.default, str):
         raise InputError(f"read {axis.name} = {value!r}, expected {wanted.__name__}")
-    return wanted(value)
+    return axis.read(str(value))
 
 
 def points_of(

@@ -101,6 +101,8 @@ def machine_of(axes: Mapping[str, Value]) -> Machine:
     for name in ("tlbirange", "fwb", "precise_updates"):
         if axes[name] not in (0, 1):
             raise InputError(f"read {name} {axes[name]}, expected 0 or 1")
+    if int(axes["seed"]) < 0:
+        raise InputError(f"read seed {axes['seed']}, expected 0 or more")
     bits = int(axes["ipa_bits"])
     if bits not in IPA_BITS:
         raise InputError(f"read {bits} IPA bits, expected {IPA_BITS[0]} to {IPA_BITS[-1]}")

@@ -7,6 +7,7 @@ read_parquet('FOLDER/*.parquet', union_by_name = true)``.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,12 +55,14 @@ class Store:
         return {path.stem for path in self.folder.glob("*" + SUFFIX)}
 
     def add(self, row: Row) -> None:
-        """Keep one result."""
+        """Keep one result. Raises InputError where the folder does not take it: a full disk."""
         arrow, parquet = _library("pyarrow"), _library("pyarrow.parquet")
         temporary = self.folder / f".{row['key']}.{uuid4().hex}"
         try:
             parquet.write_table(arrow.Table.from_pylist([row]), temporary)
             temporary.replace(self.folder / (row["key"] + SUFFIX))
+        except OSError as error:
+            raise InputError(f"cannot write {self.folder}: {os.strerror(error.errno or 0)}") from None
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -86,7 +89,8 @@ class Store:
             try:
                 found = connection.execute(QUERY, {"files": names})
             except duckdb.Error as error:
-                raise InputError(f"read store '{self.folder}': {error}") from None
+                told = str(error).partition("\n")[0]
+                raise InputError(f"read store '{self.folder}': {told}") from None
             columns = [column[0] for column in found.description]
             rows = [dict(zip(columns, values, strict=True)) for values in found.fetchall()]
         return sorted(rows, key=lambda row: str(row["key"]))

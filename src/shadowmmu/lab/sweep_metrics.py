@@ -176,6 +176,16 @@ class Pivot:
     cells: list[list[float | None]]
     samples: int
     """Rows behind each cell, at most: seeds."""
+    fewest: int
+    """Rows behind a cell, at least: fewer where a sweep was stopped, or some designs had more seeds."""
+
+    @property
+    def basis(self) -> str:
+        """What the cells are, for a reader; empty where each is one run."""
+        if self.samples == 1:
+            return ""
+        runs = f"{self.fewest} to {self.samples}" if self.fewest < self.samples else str(self.samples)
+        return f"means of {runs} runs"
 
 
 def pivot(rows: Sequence[Row], spec: TableSpec) -> Pivot:
@@ -195,7 +205,8 @@ def pivot(rows: Sequence[Row], spec: TableSpec) -> Pivot:
         place = (row.get(column_of(row, spec.rows)), row.get(column_of(row, spec.columns)))
         groups.setdefault(place, []).append(row)
     cells = [[mean(groups.get((r, c), []), quantity) for c in across] for r in down]
-    return Pivot(spec, quantity, down, across, cells, max(map(len, groups.values())))
+    sizes = [len(group) for group in groups.values()]
+    return Pivot(spec, quantity, down, across, cells, max(sizes), min(sizes))
 
 
 def _order(value: object) -> tuple[int, float, str]:

@@ -56,6 +56,8 @@ def print_pivots(tables: Sequence[Pivot], screen: Console) -> None:
             for name, cells in zip(table.rows, cells_of(table), strict=True):
                 shown.add_row(write_axis(name), *cells[start : start + ABREAST])
             screen.print(shown)
+        if table.basis:
+            screen.print(Text(table.basis, style="dim"))
 
 
 def markdown(table: Pivot) -> Iterator[str]:
@@ -81,4 +83,5 @@ def to_json(table: Pivot) -> dict[str, object]:
         "column_values": list(table.columns),
         "cells": table.cells,
         "seeds": table.samples,
+        "seeds_at_least": table.fewest,
     }

@@ -30,12 +30,20 @@ WITNESS_LINES: Final = 24
 _STYLES: Final = {"safe": "green", "REFUTED": "bold red", "not judged": "yellow"}
 
 
+class _Screen(Console):
+    """A console whose reader may leave: that ends the program as it ends any other, not as an error of it."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the writer know. Raises BrokenPipeError."""
+        raise
+
+
 def console(stream: TextIO | None = None, color: Color = "auto") -> Console:
     """Where tables are printed. Colours only on a terminal, and none if ``NO_COLOR`` is set or asked."""
     stream = sys.stdout if stream is None else stream
     plain = color == "never" or (color == "auto" and bool(os.environ.get("NO_COLOR")))
     terminal = True if color == "always" else None
-    screen = Console(file=stream, no_color=plain, force_terminal=terminal, highlight=False, soft_wrap=False)
+    screen = _Screen(file=stream, no_color=plain, force_terminal=terminal, highlight=False, soft_wrap=False)
     if not stream.isatty():
         screen.width = WIDTH
     return screen

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadowmmu.engine.executor import Executor
 from shadowmmu.events import schema
 from shadowmmu.events.population import BLOCK, PAGE, Sizes
 from shadowmmu.events.scenario import parse_scenario
 from shadowmmu.events.schema import Scenario, same_events
 from shadowmmu.events.script import write_script
-from shadowmmu.events.storm import storm
+from shadowmmu.events.storm import Rounds, storm
+from shadowmmu.machine.counters import LEAVES_MAPPED
 
 LEVEL_SIZE = {3: PAGE, 2: BLOCK}
 
@@ -264,3 +266,30 @@ def test_a_granule_that_is_none_is_refused() -> None:
         storm(granule="8K")
     with pytest.raises(ValueError, match="36 bits"):
         storm(mmus=1, leaves=3000, leaf_sizes={32 << 20: 1}, granule="16K")
+
+
+@pytest.mark.parametrize("used", [1, 8, 512])
+def test_of_a_block_as_many_pages_are_touched_as_l2_uses(used: int) -> None:
+    made = storm(mmus=1, leaves=40, leaf_sizes={PAGE: 1, BLOCK: 1}, notifiers=1, rounds=Rounds(used=used))
+    _, *switches = split(made)
+    for part in switches:
+        blocks = [row for row in touches(part) if row[1] * used == BLOCK]
+        pages = [row for row in touches(part) if row[1] == PAGE and row not in blocks]
+        assert sum(count for _, _, count in blocks) + sum(count for *_, count in pages) == 20 * used + 20
+
+
+@pytest.mark.parametrize("used", [0, 3, 1024])
+def test_a_use_that_no_block_has_is_refused(used: int) -> None:
+    with pytest.raises(ValueError, match=f"used is {used}, expected a power of two up to 512"):
+        storm(mmus=1, leaves=4, rounds=Rounds(used=used))
+
+
+def test_a_used_block_comes_back_page_by_page_once_it_is_split() -> None:
+    """The notifier for 4K splits it; with two pages used two faults repair it, not one."""
+    faults = {}
+    for used in (1, 2):
+        made = storm(mmus=1, leaves=2, leaf_sizes={BLOCK: 1}, notifiers=1, rounds=Rounds(used=used))
+        executor = Executor(made, "reverse_table")
+        executor.run()
+        faults[used] = int(executor.state.count[LEAVES_MAPPED])
+    assert faults[2] - faults[1] == 1

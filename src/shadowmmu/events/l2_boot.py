@@ -112,8 +112,7 @@ def _pieces(random: np.random.Generator, runs: Runs) -> Runs:
             canonical.append(int(behind) + at * PAGE)
             count.append(step)
             at += step
-    columns = (np.array(column, np.uint64) for column in (nested, canonical, count))
-    return Runs(PAGE, *columns)
+    return Runs(PAGE, np.array(nested, np.uint64), np.array(canonical, np.uint64), np.array(count, np.uint64))
 
 
 def _blocks(random: np.random.Generator, population: Population) -> list[int]:

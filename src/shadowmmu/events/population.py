@@ -7,7 +7,7 @@ order than the canonical one. Every workload starts from such a population and d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,8 @@ class Runs:
     nested_ipa: Column
     canonical_ipa: Column
     count: Column
+    used: int = 1
+    """Places in each leaf that L2 accesses, evenly spread: what of a block comes back once it is split."""
 
     @property
     def bytes(self) -> Column:
@@ -144,6 +146,7 @@ def populate(
     spare_tables: int = 0,
     gap: int = USUAL_GAP,
     sizes: Sizes = DEFAULT_SIZES,
+    used: int = 1,
 ) -> Population:
     """``leaves`` leaves over ``mmus`` MMUs; O(leaves / cluster).
 
@@ -151,8 +154,9 @@ def populate(
     of a run of leaves (geometric); ``alias_rate`` is the chance that a run starts at a canonical place where
     another run of the same MMU starts too; with ``shared`` all MMUs map the same canonical memory, as many
     leaves each. Between two runs are 1 to ``gap`` leaves of nothing. ``spare_tables`` pages are left to L1
-    for roots it makes later. Raises ValueError for arguments out of range, and where the nested IPAs of the
-    default VTCR_EL2 (39 bits; 36 with 16K) are not enough.
+    for roots it makes later. ``used`` is how many pages of a block L2 accesses, a power of two. Raises
+    ValueError for arguments out of range, and where the nested IPAs of the default VTCR_EL2 (39 bits; 36 with
+    16K) are not enough.
     """
     if not 1 <= mmus <= MOST_MMUS:
         raise ValueError(f"mmus is {mmus}, expected 1 to {MOST_MMUS}")
@@ -168,12 +172,16 @@ def populate(
         raise ValueError(f"cluster is {cluster}, expected at least 1")
     if not 0 <= alias_rate < 1:
         raise ValueError(f"alias_rate is {alias_rate}, expected 0 to below 1")
+    most = sizes.block // sizes.page
+    if not 1 <= used <= most or used & (used - 1):
+        raise ValueError(f"used is {used}, expected a power of two up to {most}, the pages of a block")
     if shared:
         drawn = [_draw_mmu(random, leaves // mmus, sizes, leaf_sizes, cluster, alias_rate, gap)] * mmus
     else:
         counts = [leaves // mmus + (k < leaves % mmus) for k in range(mmus)]
         drawn = [_draw_mmu(random, count, sizes, leaf_sizes, cluster, alias_rate, gap) for count in counts]
-    return _laid_out(drawn, sizes, shared, spare_tables)
+    using = [[replace(r, used=used) if r.leaf_size == sizes.block else r for r in runs] for runs in drawn]
+    return _laid_out(using, sizes, shared, spare_tables)
 
 
 def _draw_mmu(
@@ -283,7 +291,7 @@ def _laid_out(drawn: list[list[Runs]], sizes: Sizes, shared: bool, spare_tables:
             for r in runs:
                 if r.leaf_size == leaf_size:
                     canonical_ipa = r.canonical_ipa + np.uint64(first if shared else stop)
-                    placed[k].append(Runs(leaf_size, r.nested_ipa, canonical_ipa, r.count))
+                    placed[k].append(replace(r, canonical_ipa=canonical_ipa))
                     stop = int((canonical_ipa + r.bytes).max())
         if stop > first:
             areas[leaf_size] = (first, stop)
@@ -342,13 +350,13 @@ def unmap_runs(table: EventTable, runs: Runs, chosen: Chosen, sizes: Sizes) -> N
 
 
 def touch(table: EventTable, runs: Runs, chosen: Chosen, operation: int = schema.WRITE) -> None:
-    """L2 accesses every leaf of the chosen runs."""
+    """L2 accesses every leaf of the chosen runs, in as many places as it uses."""
     if chosen.any():
         table.extend(
             schema.TOUCH,
             a=runs.nested_ipa[chosen],
-            b=runs.leaf_size,
-            c=runs.count[chosen],
+            b=runs.leaf_size // runs.used,
+            c=runs.count[chosen] * np.uint64(runs.used),
             d=operation,
             e=CODE_NESTED,
         )

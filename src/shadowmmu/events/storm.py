@@ -40,7 +40,8 @@ class Rounds:
     invalidates both (with level hints), maps them crosswise, and L2 writes both. ``recycles``: that many
     fresh L2s run and take a shadow MMU each, recycled once all are in use. ``writes``: the share of touched
     runs that L2 writes; it reads the others. ``target``: notifiers are for ``mapped`` pages, or for one that
-    no L2 maps (``unmapped``). ``burst``: notifiers of one round.
+    no L2 maps (``unmapped``). ``burst``: notifiers of one round. ``used``: pages of each block that L2
+    accesses whenever it runs, a power of two, evenly spread.
     """
 
     moves: int = 0
@@ -48,6 +49,7 @@ class Rounds:
     writes: float = 1.0
     target: str = "mapped"
     burst: int = 1
+    used: int = 1
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -105,7 +107,9 @@ def storm(
     fresh = rounds.recycles * -(-notifiers // rounds.burst)
     spare = fresh * TABLES_OF_A_ROOT
     shares = sizes.shares() if leaf_sizes is None else leaf_sizes
-    population = populate(random, mmus, leaves, shares, cluster, alias_rate, shared, spare, sizes=sizes)
+    population = populate(
+        random, mmus, leaves, shares, cluster, alias_rate, shared, spare, sizes=sizes, used=rounds.used
+    )
     if mmus + fresh >= MOST_VMIDS:
         raise ValueError(f"recycles makes {fresh} L2s, expected fewer than {MOST_VMIDS - mmus}")
     table = EventTable()

@@ -107,6 +107,7 @@ def _storm(
     notifiers: int,
     size: int,
     burst: int,
+    used: int,
     refault: float,
     writes: float,
     moves: int,
@@ -117,7 +118,7 @@ def _storm(
     granule: str,
 ) -> Scenario:
     """``storm`` with parameters that fit a command line."""
-    rounds = Rounds(moves=moves, recycles=recycles, writes=writes, target=target, burst=burst)
+    rounds = Rounds(moves=moves, recycles=recycles, writes=writes, target=target, burst=burst, used=used)
     return storm(
         mmus=mmus,
         leaves=leaves,
@@ -171,6 +172,7 @@ _LIST: Final = (
             Parameter("size", 0, "bytes of a notifier; 0: a page of the host"),
             Parameter("burst", 1, "notifiers before the L2s run again"),
             Parameter("refault", 1.0, "fraction of the runs touched again"),
+            Parameter("used", 1, "pages of each block that L2 uses, a power of two, evenly spread"),
             Parameter("writes", 1.0, "share of these that are written; the others are read"),
             Parameter("moves", 0, "times L1 swaps two pages of an L2 before they run (two TLBIs each)"),
             Parameter("recycles", 0, "fresh L2s before they run; each takes a shadow MMU"),

@@ -12,8 +12,10 @@ from shadowmmu.compiled import INTERPRETED
 from shadowmmu.designs.interface import CATALOGUE
 from shadowmmu.errors import InputError
 from shadowmmu.events.scenario import parse_scenario
+from shadowmmu.kvm import shadows
 from shadowmmu.report.review_html import render_review
 from shadowmmu.verify.review.at import at_completes
+from shadowmmu.verify.review.failures import given_away
 from shadowmmu.verify.review.interleave import CHOICES, observed
 from shadowmmu.verify.review.matrix import Matrix, review
 from shadowmmu.verify.review.objections import OBJECTIONS, SAFETY
@@ -53,6 +55,18 @@ def test_every_version_fares_as_its_review_said(whole: Matrix) -> None:
         if whole.result(number, design).verdict != verdict
     ]
     assert wrong == []
+
+
+def test_the_judge_looks_where_the_host_got_in_between_two_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds it, where L0 forgets what is left of the range."""
+    told = given_away("reverse_table")
+    assert told.verdict == HOLDS
+    assert "2 of them between two chunks" in told.detail
+    if INTERPRETED:
+        monkeypatch.setattr(shadows, "update_unfinished", lambda s, may_block, action: 0)
+        told = given_away("reverse_table")
+        assert told.verdict == REFUTED
+        assert "A1" in told.detail
 
 
 def test_no_design_that_claims_safety_is_refuted_in_it(whole: Matrix) -> None:
@@ -128,8 +142,8 @@ def test_two_cpus_free_a_node_of_the_rfc_twice_and_no_other() -> None:
 
 
 def test_an_objection_that_is_not_there_is_bad_input() -> None:
-    with pytest.raises(InputError, match="read objection 39, expected one of 1, 2, 3"):
-        review(["sweep"], [39])
+    with pytest.raises(InputError, match="read objection 41, expected one of 1, 2, 3"):
+        review(["sweep"], [41])
 
 
 def test_safety_decides_the_exit_code_and_cost_does_not() -> None:

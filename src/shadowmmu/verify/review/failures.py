@@ -91,3 +91,10 @@ def bounced(design: str) -> Result:
     trial.stuck = ""
     trial.executor.state.regs[K_IN_PROGRESS] = 0
     return trial.run().result(f"bounced {trial.count('faults_bounced')} times without a trace, then filled")
+
+
+def given_away(design: str) -> Result:
+    """39: L2 and the host get in between two chunks of an unmap, and the judge looks there too."""
+    trial = run(design, scenario_text("39-given-away"))
+    inside = trial.judge.looks - (trial.last + 1)
+    return trial.result(f"no rule broken in {trial.judge.looks} looks, {inside} of them between two chunks")

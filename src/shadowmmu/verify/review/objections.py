@@ -364,6 +364,15 @@ OBJECTIONS: Final = (
         ("38-bounced",),
     ),
     Objection(
+        39,
+        "the lock is given away",
+        "what is filled or taken while an unmap of L1 has given mmu_lock away leaves no stale leaf",
+        _READING,
+        SAFETY,
+        failures.given_away,
+        ("39-given-away",),
+    ),
+    Objection(
         40,
         "recycled, not yet wiped",
         "a notifier takes the leaves of a former tenant before the wipe",

@@ -165,3 +165,23 @@ def test_costs_show_sources_and_agree_with_the_recordings(capsys: pytest.Capture
     assert ended(["costs", "--calibrate", "--json"]) == cli.HOLDS
     found = json.loads(capsys.readouterr().out)["calibration"]
     assert all(one["agrees"] for one in found)
+
+
+def test_a_stopped_sweep_says_what_it_has(
+    kept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    stored = len(list(kept.glob("*.parquet")))
+    monkeypatch.setattr("shadowmmu.lab.sweep.run_sweep", stopped)
+    assert ended(["sweep", *TINY, *DESIGNS, "--jobs", "1", "--store", str(kept)]) == 130
+    assert f"stopped: {kept} has {stored} points; run again to go on" in capsys.readouterr().err
+
+
+def test_a_damaged_result_is_named(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "half.parquet").write_bytes(next(kept.glob("*.parquet")).read_bytes()[:100])
+    assert ended(["sweep", "--show", str(tmp_path)]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "half.parquet" in told
+    assert "expected whole files: delete what is not, and sweep again" in told

@@ -135,13 +135,18 @@ def _run(grid: Grid, store: Any, asked: dict[str, Any]) -> SweepOutcome:
     from shadowmmu.cli import end_progress, progress_line
     from shadowmmu.lab.sweep import run_sweep
 
-    outcome = run_sweep(
-        grid.points,
-        store,
-        jobs=asked["jobs"] or os.cpu_count() or 1,
-        scheduler=asked["scheduler"],
-        progress=progress_line(asked["quiet"]),
-    )
+    try:
+        outcome = run_sweep(
+            grid.points,
+            store,
+            jobs=asked["jobs"] or os.cpu_count() or 1,
+            scheduler=asked["scheduler"],
+            progress=progress_line(asked["quiet"]),
+        )
+    except KeyboardInterrupt:
+        end_progress(asked["quiet"])
+        click.echo(f"stopped: {store.folder} has {len(store.keys())} points; run again to go on", err=True)
+        raise
     end_progress(asked["quiet"])
     for point, why in outcome.failed:
         click.echo(f"refused: {point.described()}: {why}", err=True)

@@ -90,7 +90,8 @@ class Store:
                 found = connection.execute(QUERY, {"files": names})
             except duckdb.Error as error:
                 told = str(error).partition("\n")[0]
-                raise InputError(f"read store '{self.folder}': {told}") from None
+                wanted = "whole files: delete what is not, and sweep again"
+                raise InputError(f"read store '{self.folder}': {told}; expected {wanted}") from None
             columns = [column[0] for column in found.description]
             rows = [dict(zip(columns, values, strict=True)) for values in found.fetchall()]
         return sorted(rows, key=lambda row: str(row["key"]))

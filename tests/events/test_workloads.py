@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shadowmmu.events.storm import Rounds, storm
 from shadowmmu.events.workloads import WORKLOADS, named_workload, read_workload
 from shadowmmu.machine.counters import FAULTS_INJECTED, LEAVES_MAPPED, MMIO_EXITS, RECYCLED, TLBIS_TRAPPED
 from shadowmmu.machine.granule import page_bytes
+from shadowmmu.verify.judge import Judge
 
 LEAVES = 120 if INTERPRETED else 500
 
@@ -118,6 +120,55 @@ def test_live_migration_harvests_every_round() -> None:
     scenario = made("live-migration", rounds=3)
     assert rows(scenario, schema.LOG)["a"].tolist() == [1, 0]
     assert len(rows(scenario, schema.GETLOG)) == 3
+
+
+@pytest.mark.parametrize(
+    ("log", "capability", "harvests"),
+    [
+        ("get", [], {schema.GETLOG: 3}),
+        ("clear", [(1, 1)], {schema.GETLOG: 3, schema.CLEARLOG: 3}),
+        ("ring", [(2, 4096)], {schema.HARVEST: 3}),
+    ],
+)
+@pytest.mark.parametrize("split", [0, PAGE])
+def test_live_migration_logs_as_it_is_told(
+    log: str, capability: list[tuple[int, int]], harvests: dict[int, int], split: int
+) -> None:
+    scenario = made("live-migration", rounds=3, log=log, split=split, leaf="block", used=4)
+    given = rows(scenario, schema.CAPABILITY)
+    eager = [(0, split)] if split else []
+    assert list(zip(given["a"].tolist(), given["b"].tolist(), strict=True)) == eager + capability
+    kinds = (schema.GETLOG, schema.CLEARLOG, schema.HARVEST)
+    assert {kind: len(rows(scenario, kind)) for kind in kinds if len(rows(scenario, kind))} == harvests
+
+
+@pytest.mark.parametrize("log", ["get", "clear", "ring"])
+def test_a_block_is_split_by_the_log_and_what_is_written_is_a_page_each(log: str) -> None:
+    scenario = made(
+        "live-migration", leaves=4, mmus=1, rounds=2, active=1.0, writes=1.0, leaf="block", log=log, used=2
+    )
+    judge = Judge()
+    executor = Executor(scenario, "reverse_table", Machine(ipa_limit_bits=40))
+    executor.run(after_event=lambda run: judge.look(run, run.position - 1))
+    assert judge.found == {}
+    assert executor.state.count[LEAVES_MAPPED] >= 4 + 4 * 2
+
+
+def test_rounds_that_converge_get_shorter_and_end() -> None:
+    scenario = made("live-migration", rounds=50, converge=1, leaves=4000)
+    kinds = scenario.events["kind"].tolist()
+    ends = [at for at, kind in enumerate(kinds) if kind == schema.GETLOG]
+    touched = [
+        kinds[start:end].count(schema.TOUCH) for start, end in pairwise([kinds.index(schema.LOG), *ends])
+    ]
+    assert touched == sorted(touched, reverse=True)
+    assert len(touched) == 4, "a quarter a round, until less than a hundredth is left"
+
+
+@pytest.mark.parametrize("wrong", [{"log": "tape"}, {"split": 5000}, {"used": 3, "leaf": "block"}])
+def test_a_migration_that_no_vmm_can_make_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+        made("live-migration", **wrong)
 
 
 def test_memslot_churn_makes_again_what_it_deletes() -> None:

@@ -7,6 +7,8 @@ the fraction of its runs it touches then. Sources are Linux 7.3.4, by reading: `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from shadowmmu.events import schema
@@ -31,11 +33,19 @@ KSM_NOTIFIERS = 2
 
 
 def settled(
-    random: np.random.Generator, table: EventTable, mmus: int, leaves: int, cluster: float, granule: str
+    random: np.random.Generator,
+    table: EventTable,
+    mmus: int,
+    leaves: int,
+    cluster: float,
+    granule: str,
+    leaf_sizes: Mapping[int, float] | None = None,
+    used: int = 1,
 ) -> Population:
-    """A population of pages, all of them touched. Raises ValueError."""
+    """A population, of pages unless ``leaf_sizes`` says otherwise, all of it touched. Raises ValueError."""
     sizes = Sizes.of(granule)
-    population = populate(random, mmus, leaves, {sizes.page: 1}, cluster, sizes=sizes)
+    shares = {sizes.page: 1.0} if leaf_sizes is None else leaf_sizes
+    population = populate(random, mmus, leaves, shares, cluster, sizes=sizes, used=used)
     fill(table, population)
     return population
 

@@ -135,6 +135,40 @@ def _storm(
     )
 
 
+def _live_migration(
+    *,
+    mmus: int,
+    leaves: int,
+    cluster: float,
+    rounds: int,
+    active: float,
+    writes: float,
+    leaf: str,
+    used: int,
+    log: str,
+    split: int,
+    converge: int,
+    seed: int,
+    granule: str,
+) -> Scenario:
+    """``live_migration`` with parameters that fit a command line."""
+    return live_migration(
+        mmus=mmus,
+        leaves=leaves,
+        cluster=cluster,
+        rounds=rounds,
+        active=active,
+        writes=writes,
+        leaf_sizes=_leaf_sizes(leaf, granule),
+        used=used,
+        log=log,
+        split=split,
+        converge=bool(converge),
+        seed=seed,
+        granule=granule,
+    )
+
+
 def _leaf_sizes(leaf: str, granule: str) -> Mapping[int, float]:
     """Weights of the leaf sizes of a granule, by a name of ``LEAVES_OF``. Raises ValueError."""
     sizes = Sizes.of(granule)
@@ -223,8 +257,16 @@ _LIST: Final = (
         "live-migration",
         "dirty logging: write-protect, run, harvest, again",
         "Linux 7.3.4 as recorded in kernel_runs/scenario/12-dirtylog-slot; rounds as in pre-copy",
-        (*_USUAL, _WRITES),
-        live_migration,
+        (
+            *_USUAL,
+            _WRITES,
+            Parameter("leaf", "page", "leaf size: page (4K), block (2M), or mixed (2 of 100 are blocks)"),
+            Parameter("used", 1, "pages of each block that L2 uses, a power of two, evenly spread"),
+            Parameter("log", "get", "how it is harvested: get, clear (manual, all dirty at first) or ring"),
+            Parameter("split", 0, "bytes of a chunk of eager page splitting; 0: none"),
+            Parameter("converge", 0, "1: a round lasts as long as sending what the one before dirtied"),
+        ),
+        _live_migration,
     ),
     Workload(
         "memslot-churn",

@@ -105,6 +105,25 @@ def test_an_interval_that_ends_before_it_starts_is_refused() -> None:
         IntervalTree().insert(2, 1)
 
 
+def test_a_node_that_is_not_in_the_tree_is_refused_and_nothing_changes() -> None:
+    tree, other = IntervalTree(), IntervalTree()
+    node = tree.insert(1, 2)
+    other.insert(3, 4)
+    stranger = other.insert(5, 6)
+    for wrong in (0, 99, -1, stranger + 1000):
+        with pytest.raises(KeyError):
+            tree.remove(wrong)
+    tree.remove(node)
+    with pytest.raises(KeyError):
+        tree.remove(node)
+    other.clear()
+    with pytest.raises(KeyError):
+        other.remove(stranger)
+    tree.check()
+    other.check()
+    assert (len(tree), len(other)) == (0, 0)
+
+
 def test_an_interval_tree_without_room_is_refused() -> None:
     with pytest.raises(MemoryError, match="no room for a tree"):
         IntervalTree(Pool(POOL_HEADER_WORDS, limit=POOL_HEADER_WORDS))

@@ -304,6 +304,7 @@ class IntervalTree:
         self._tree = U64(rbtree.rb_create(self.pool.words))
         if not self._tree:
             raise MemoryError("no room for a tree in the pool")
+        self._nodes: set[int] = set()
 
     def insert(self, first: int, last: int, value: int = 0) -> int:
         """Insert [``first``, ``last``]; its node, good until it is removed. O(log n)."""
@@ -315,10 +316,12 @@ class IntervalTree:
         node = int(interval_tree.interval_insert(words, count, self._tree, low, high, kept))
         if not node:
             raise MemoryError("no room for a node")
+        self._nodes.add(node)
         return node
 
     def remove(self, node: int) -> None:
-        """Remove the interval that ``insert`` gave this node; any other number damages the tree. O(log n)."""
+        """Remove the interval that ``insert`` gave this node. O(log n). Raises KeyError for any other."""
+        self._nodes.remove(node)
         interval_tree.interval_remove(self.pool.words, self.pool.count, self._tree, U64(node))
 
     def overlaps(self, first: int = 0, last: int = LAST_KEY) -> Iterator[Interval]:
@@ -340,6 +343,7 @@ class IntervalTree:
 
     def clear(self) -> None:
         """Remove every interval. O(n)."""
+        self._nodes.clear()
         rbtree.rb_destroy(self.pool.words, self.pool.count, self._tree)
 
     def __len__(self) -> int:

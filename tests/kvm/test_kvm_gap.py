@@ -9,12 +9,17 @@ from __future__ import annotations
 import pytest
 from kvm_lab import Vm
 
-from shadowmmu.compiled import INTERPRETED
+from shadowmmu.compiled import INTERPRETED, U64
 from shadowmmu.designs.dispatch import design_recorded
 from shadowmmu.designs.interface import CATALOGUE
+from shadowmmu.engine.actions import host_address, touch_in_gap
 from shadowmmu.engine.executor import Executor
 from shadowmmu.errors import UndeterminedError
+from shadowmmu.events.schema import GAP_TAKES
+from shadowmmu.guest.vel2 import DONE
 from shadowmmu.kvm import shadows
+from shadowmmu.kvm.interleave import host_takes
+from shadowmmu.kvm.layout import V_GAP
 from shadowmmu.machine.counters import RESCHEDULES
 from shadowmmu.machine.state import R_GAP, R_GAP_IPA, R_GAP_MMU
 from shadowmmu.verify.judge import Judge
@@ -124,6 +129,30 @@ def test_a_page_that_the_host_takes_in_the_gap_is_gone_before_the_unmap_goes_on(
     assert judge.found == {}
     assert vm.register(R_GAP_IPA) == 0
     assert HIGH in vm.leaves(1)
+
+
+@pytest.mark.parametrize("design", CATALOGUE)
+@pytest.mark.parametrize("tlbi", SHAPES.values(), ids=SHAPES)
+def test_a_page_filled_in_the_gap_goes_off_the_record_with_the_rest_that_the_host_takes(
+    design: str, tlbi: str
+) -> None:
+    """L2 fills what is yet to be swept, then the host takes something else: both in one gap."""
+    vm = machine("gap 1 punch 0x42000000 4k", tlbi, f"touch r {HIGH:#x}", design=design)
+    judge = Judge()
+
+    def in_gap(run: Executor) -> None:
+        run.state.vcpus[1, V_GAP : V_GAP + 3] = HIGH, 1, CODE
+        assert touch_in_gap(run.state, 0) == DONE
+        assert HIGH in vm.leaves(1)
+        start = int(host_address(U64(0x41001000)))
+        host_takes(run.state, U64(start), U64(start + 0x1000))
+        run.state.vcpus[1, V_GAP + 1] = GAP_TAKES
+        judge.look_inside(run)
+
+    vm.executor.run(after_event=lambda run: judge.look(run, run.position - 1), in_gap=in_gap)
+    assert judge.found == {}
+    if design in EXACT:
+        assert int(design_recorded(vm.state)) == len(vm.leaves(1))
 
 
 @pytest.mark.parametrize("design", CATALOGUE)

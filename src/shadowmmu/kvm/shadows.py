@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.actions import act_on_range
-from shadowmmu.designs.dispatch import design_apply, forgets_first
+from shadowmmu.designs.dispatch import design_apply, design_forget, forgets_first
+from shadowmmu.designs.interface import CAUSE_INVALIDATED, UNMAP
 from shadowmmu.designs.outputs import add_output, clear_outputs, outputs_overflow, wants_outputs
 from shadowmmu.host.tables import translate
 from shadowmmu.kvm.layout import K_GAP_END, ONE, ZERO
@@ -66,11 +67,17 @@ def update_unfinished(s: State, may_block: bool, action: int) -> int:
     """Act on all that L1's unmap has yet to take, since no record knows of it any more.
 
     A design forgets before the leaves go, under the same lock; where that is given away in between, a
-    notifier must not trust the record. A kernel would keep the rest of the range with the MMU.
+    notifier must not trust the record. What was filled there in the meantime is in the record again, and is
+    taken off it first. A kernel would keep the rest of the range with the MMU.
     """
     if not gap_open(s) or not forgets_first(s):
         return 0
-    return act_on_range(s, I64(s.regs[R_GAP_MMU]), s.regs[R_GAP_IPA], s.regs[K_GAP_END], may_block, action)
+    mmu = I64(s.regs[R_GAP_MMU])
+    start = s.regs[R_GAP_IPA]
+    end = s.regs[K_GAP_END]
+    if action == UNMAP:
+        design_forget(s, mmu, start, end, CAUSE_INVALIDATED)
+    return act_on_range(s, mmu, start, end, may_block, action)
 
 
 @kernel

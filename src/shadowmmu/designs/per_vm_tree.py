@@ -20,6 +20,7 @@ from typing import Final
 from shadowmmu.compiled import I64, U64, Word, inline, kernel
 from shadowmmu.designs.actions import act_on_range, act_on_whole_mmu, begin_visits, note_visit
 from shadowmmu.designs.containers.maple import (
+    MapleEntry,
     maple_create,
     maple_destroy,
     maple_entries,
@@ -193,12 +194,14 @@ def per_vm_take_vm(s: State, may_block: bool, action: int) -> int:
 
 
 @kernel
-def per_vm_take_named(s: State, names: Word, may_block: bool, action: int) -> int:
-    """Act on the MMUs of a set, each whole."""
+def per_vm_take_named(s: State, unknown: MapleEntry, may_block: bool, action: int) -> int:
+    """Act on the MMUs that an UNKNOWN entry names, each whole; an unmap takes the entry off."""
     changed = 0
     for mmu in range(1, shadow_mmus(s) + 1):
-        if names & name_of(mmu) != ZERO and shadow_valid(s, mmu):
+        if unknown.value & name_of(mmu) != ZERO and shadow_valid(s, mmu):
             changed += per_vm_take_mmu(s, mmu, may_block, action)
+    if action == UNMAP:  # after them: meanwhile another notifier may get the lock
+        maple_erase(s.rmap, s.count, s.mmus[CANONICAL, M_MAP], unknown.first)
     return changed
 
 
@@ -218,10 +221,8 @@ def per_vm_apply(s: State, start: Word, end: Word, may_block: bool, action: int)
         if entry.value & OTHERS != ZERO and entry.value & UNKNOWN != ZERO:
             tree_unlock(s)
             return changed + per_vm_take_vm(s, may_block, action)
-        if action == UNMAP:
-            maple_erase(s.rmap, s.count, tree, entry.first)
         if entry.value & UNKNOWN != ZERO:
-            changed += per_vm_take_named(s, entry.value, may_block, action)
+            changed += per_vm_take_named(s, entry, may_block, action)
         else:
             changed += per_vm_act(s, entry.first, entry.last, entry.value, may_block, action)
         entry = maple_find(s.rmap, s.count, tree, entry.last + ONE, end - ONE)
@@ -231,11 +232,12 @@ def per_vm_apply(s: State, start: Word, end: Word, may_block: bool, action: int)
 
 @inline
 def per_vm_act(s: State, first: Word, last: Word, value: Word, may_block: bool, action: int) -> int:
-    """Act on one exact entry, which an unmap has taken off the map."""
+    """Act on one exact entry; an unmap takes it off the map."""
     mmu = I64(value >> TAG_SHIFT)
     nested_ipa = value & NESTED
     note_visit(s, mmu)
     if action == UNMAP:
+        maple_erase(s.rmap, s.count, s.mmus[CANONICAL, M_MAP], first)
         direct = s.mmus[mmu, M_DIRECT]
         known = maple_find(s.rmap, s.count, direct, nested_ipa, nested_ipa)
         if known.value == first | VALID_ENTRY:
